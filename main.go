@@ -1,0 +1,1234 @@
+// Berth is a file and command server for small Linux boxes: every user gets a
+// jailed home with a quota, reached by any FTP client, by netcat, or by
+// berth's own framed protocol.
+//
+//	berth demo [DIR]      a server on loopback with a user "demo", nothing to set up
+//	berth serve           the daemon
+//	berth check           say what is wrong with the configuration, with file and line
+//	berth user ...        add, change, list and delete users
+//	berth health          ask a running daemon whether it is well
+//	berth version
+//
+// This file owns the command line, the listeners, the accept loops and the
+// daemon's life from start to drain. It knows no verb of any protocol.
+//
+// Sockets are plain TCP and not MPTCP, Go's default: MPTCP costs more, and
+// Landlock's rules for ports let it through.
+//
+//go:debug multipathtcp=0
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// Exit codes of contract section 9.
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+	exitNoConn = 3
+
+	// acceptPauseMax is the longest wait after accept(2) failed for want of
+	// descriptors or memory; net/http uses the same.
+	acceptPauseMax = time.Second
+	refuseTimeout  = time.Second // for telling a refused client why
+	chatKept       = 100         // messages that SITE SAY can still show
+	maxSaid        = 1000        // bytes of one message
+)
+
+// version is set when a release is linked: -ldflags "-X main.version=1.2.3".
+var version string
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// A verb is one word of the command line.
+type verb struct {
+	name, args, help string
+	run              func(args []string, stdin io.Reader, stdout, stderr io.Writer) int
+}
+
+func verbs() []verb {
+	return []verb{
+		{"demo", "[DIR]", `a server on loopback with a user "demo", nothing to set up`, runDemo},
+		{"serve", "[--config FILE]", "the daemon", runServe},
+		{"check", "[--config FILE]", "say what is wrong with the configuration, with file and line", runCheck},
+		{"user", "add|passwd|set|del|list|show NAME ...", "manage users", runUser},
+		{"health", "[--config FILE]", "ask the running daemon whether it is well", runHealth},
+		{"version", "", "tell the version", runVersion},
+	}
+}
+
+// run is the program: it returns the exit code, so that tests can call it.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		usage(stderr)
+		return exitUsage
+	}
+	switch args[0] {
+	case "-h", "--help", "-help", "help":
+		usage(stdout)
+		return exitOK
+	case "--version", "-version":
+		args[0] = "version"
+	}
+	for _, v := range verbs() {
+		if v.name == args[0] {
+			return v.run(args[1:], stdin, stdout, stderr)
+		}
+	}
+	fmt.Fprintf(stderr, "berth: there is no command %q; berth -h lists them\n", args[0])
+	return exitUsage
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "Usage: berth COMMAND [OPTIONS]\n\n")
+	for _, v := range verbs() {
+		fmt.Fprintf(w, "  berth %-44s %s\n", strings.TrimRight(v.name+" "+v.args, " "), v.help)
+	}
+	fmt.Fprint(w, "\nberth COMMAND -h says more about one of them.\nBegin with: berth demo\n")
+}
+
+// flags makes a flag set that prints its own usage and example.
+func flags(stderr io.Writer, use, example string) *flag.FlagSet {
+	name, _, _ := strings.Cut(use, " ")
+	fs := flag.NewFlagSet("berth "+name, flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprintf(fs.Output(), "Usage: berth %s\n", use)
+		fs.PrintDefaults()
+		fmt.Fprintf(fs.Output(), "Example: %s\n", example)
+	}
+	return fs
+}
+
+// parse returns false with the exit code when the program is to end: after -h,
+// or when the arguments are wrong.
+func parse(fs *flag.FlagSet, args []string, most int, stdout, stderr io.Writer) (int, bool) {
+	for _, a := range args {
+		if a == "-h" || a == "--help" || a == "-help" {
+			fs.SetOutput(stdout)
+			fs.Usage()
+			return exitOK, false
+		}
+	}
+	if err := fs.Parse(args); err != nil {
+		return exitUsage, false
+	}
+	if fs.NArg() > most {
+		fmt.Fprintf(stderr, "%s: unexpected argument %q; %s -h shows the usage\n", fs.Name(), fs.Arg(most), fs.Name())
+		return exitUsage, false
+	}
+	return 0, true
+}
+
+// --- version, check, health ---
+
+func runVersion(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	fs := flags(stderr, "version", "berth version")
+	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
+		return code
+	}
+	v, rev := buildVersion()
+	fmt.Fprintf(stdout, "berth %s %s %s/%s", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	if rev != "" {
+		fmt.Fprintf(stdout, " %s", rev)
+	}
+	fmt.Fprintln(stdout)
+	return exitOK
+}
+
+// buildVersion is the linked version, or what the Go tool recorded.
+func buildVersion() (v, revision string) {
+	v = version
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if v == "" && info.Main.Version != "" && info.Main.Version != "(devel)" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
+		}
+	}
+	if v == "" {
+		v = "dev"
+	}
+	return v, revision
+}
+
+func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	fs := flags(stderr, "check [--config FILE]", "berth check --config /etc/berth/berth.toml")
+	path := fs.String("config", defaultConfigPath, "the configuration `FILE`")
+	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
+		return code
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	us, err := loadUsers(cfg.Server.UsersDir, cfg.Server.StateDir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	n := len(us.all())
+	fmt.Fprintf(stdout, "%s: the configuration is good, with %d users in %s\n", *path, n, cfg.Server.UsersDir)
+	if n == 0 {
+		fmt.Fprintf(stdout, "nobody can log in yet; add someone with: berth user add NAME --config %s\n", *path)
+	}
+	return exitOK
+}
+
+func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	fs := flags(stderr, "health [--config FILE]", "berth health")
+	path := fs.String("config", defaultConfigPath, "the configuration `FILE`")
+	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
+		return code
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	if len(cfg.Listen.HTTP) == 0 {
+		fmt.Fprintf(stderr, "berth health: listen.http is empty in %s; health asks /healthz there\n", *path)
+		return exitUsage
+	}
+	host, port, _ := net.SplitHostPort(cfg.Listen.HTTP[0])
+	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
+		host = "localhost"
+	}
+	c := http.Client{Timeout: 5 * time.Second}
+	resp, err := c.Get("http://" + net.JoinHostPort(host, port) + "/healthz")
+	if err != nil {
+		fmt.Fprintf(stderr, "berth health: no answer: %v; is berth running?\n", err)
+		return exitNoConn
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	fmt.Fprintf(stdout, "%s\n", bytes.TrimSpace(body))
+	if resp.StatusCode != http.StatusOK {
+		return exitFailed
+	}
+	return exitOK
+}
+
+// --- serve ---
+
+func runServe(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	fs := flags(stderr, "serve [--config FILE]", "berth serve --config /etc/berth/berth.toml")
+	path := fs.String("config", defaultConfigPath, "the configuration `FILE`")
+	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
+		return code
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	level := new(slog.LevelVar)
+	log := newLogger(cfg.Log, level, stderr)
+	srv, err := newServer(cfg, log, level)
+	if err != nil {
+		fmt.Fprintf(stderr, "berth serve: %v\n", err)
+		return exitFailed
+	}
+	srv.configPath = *path
+	if err := srv.openSockets(true); err != nil {
+		fmt.Fprintf(stderr, "berth serve: %v\n", err)
+		return exitFailed
+	}
+	return srv.live(nil)
+}
+
+// newLogger writes to w in the format of [log]: for the journal with priority
+// prefixes (sd-daemon(3)), as text on a terminal, else as JSON.
+func newLogger(cfg logConfig, level *slog.LevelVar, w io.Writer) *slog.Logger {
+	level.Set(logLevel(cfg.Level))
+	format := cfg.Format
+	if format == "auto" {
+		f, isFile := w.(*os.File)
+		switch {
+		case os.Getenv("JOURNAL_STREAM") != "":
+			format = "journal"
+		case isFile && term.IsTerminal(int(f.Fd())):
+			format = "text"
+		default:
+			format = "json"
+		}
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch format {
+	case "journal":
+		return slog.New(newJournalHandler(w, level))
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}
+
+func logLevel(name string) slog.Level {
+	var l slog.Level
+	if l.UnmarshalText([]byte(name)) != nil {
+		return slog.LevelInfo
+	}
+	return l
+}
+
+// journalHandler prints text lines with the priority prefix that journald
+// reads, and without the time, which it adds.
+type journalHandler struct {
+	level slog.Leveler
+	by    [4]slog.Handler // debug, info, warning, error
+}
+
+type prefixWriter struct {
+	prefix string
+	w      io.Writer
+}
+
+func (p prefixWriter) Write(b []byte) (int, error) {
+	if _, err := p.w.Write(append([]byte(p.prefix), b...)); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+func newJournalHandler(w io.Writer, level slog.Leveler) *journalHandler {
+	h := &journalHandler{level: level}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+			return slog.Attr{}
+		}
+		return a
+	}}
+	for i, prefix := range []string{"<7>", "<6>", "<4>", "<3>"} {
+		h.by[i] = slog.NewTextHandler(prefixWriter{prefix, w}, opts)
+	}
+	return h
+}
+
+func (h *journalHandler) at(l slog.Level) int {
+	switch {
+	case l < slog.LevelInfo:
+		return 0
+	case l < slog.LevelWarn:
+		return 1
+	case l < slog.LevelError:
+		return 2
+	}
+	return 3
+}
+
+func (h *journalHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
+func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
+	return h.by[h.at(r.Level)].Handle(ctx, r)
+}
+func (h *journalHandler) WithAttrs(a []slog.Attr) slog.Handler {
+	n := *h
+	for i := range n.by {
+		n.by[i] = n.by[i].WithAttrs(a)
+	}
+	return &n
+}
+func (h *journalHandler) WithGroup(name string) slog.Handler {
+	n := *h
+	for i := range n.by {
+		n.by[i] = n.by[i].WithGroup(name)
+	}
+	return &n
+}
+
+// --- the server ---
+
+// A server is the daemon: what all sessions share. Its sessions are its own to
+// end: live returns only when the last one has.
+type server struct {
+	current    atomic.Pointer[config]
+	configPath string
+	log        *slog.Logger
+	level      *slog.LevelVar
+	users      *users
+	auth       *authenticator
+	keys       *tlsKeeper
+	jails      *jailSet
+	ports      *dataPorts
+	metrics    *metrics
+	splices    splices
+	hashing    chan struct{} // a place each for digests computed at once
+	chat       chat
+	ctx        context.Context // ends when the server does
+	end        context.CancelFunc
+	started    time.Time
+
+	sockets []socket
+
+	mu       sync.Mutex // guards what follows; held for moments only
+	sessions map[uint64]*session
+	byAddr   map[netip.Addr]int
+	accounts map[string]*account
+	nextID   uint64
+	draining bool
+	running  sync.WaitGroup // sessions and serving loops
+}
+
+// An account is what the sessions of one user share.
+type account struct {
+	name     string
+	sessions int
+	up, down *rate.Limiter
+}
+
+// newServer builds everything that can be wrong before a socket is opened: a
+// bad configuration never starts half a server.
+func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, error) {
+	if err := os.MkdirAll(cfg.Server.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
+	}
+	us, err := loadUsers(cfg.Server.UsersDir, cfg.Server.StateDir, log)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := newTLSKeeper(cfg.TLS, cfg.Server.StateDir, cfg.Server.Name, log)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{
+		log: log, level: level, users: us, keys: keys,
+		jails: newJailSet(), ports: newDataPorts(),
+		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
+		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, accounts: map[string]*account{},
+		started: time.Now(),
+	}
+	s.ctx, s.end = context.WithCancel(context.Background())
+	s.current.Store(cfg)
+	v, rev := buildVersion()
+	s.metrics = newMetrics(v, rev, metricSources{
+		StateFree:         func() (uint64, error) { return freeBytes(cfg.Server.StateDir) },
+		CertificateExpiry: keys.notAfter,
+		Bans:              func() int { return s.auth.bans() },
+		Usage:             func() []userUsage { return nil },
+	})
+	keys.onReuse = s.metrics.tlsResumption
+	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
+	return s, nil
+}
+
+func freeBytes(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
+
+func (s *server) config() *config { return s.current.Load() }
+func (s *server) debug() bool     { return s.level.Level() <= slog.LevelDebug }
+
+// live serves until SIGTERM or SIGINT, drains, and returns the exit code.
+// ready is called when every listener answers.
+func (s *server) live(ready func()) int {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	s.serve()
+	daemon.SdNotify(false, daemon.SdNotifyReady)
+	if ready != nil {
+		ready()
+	}
+	for sig := range signals {
+		if sig == syscall.SIGHUP {
+			s.reload()
+			continue
+		}
+		break
+	}
+	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	s.shutdown(signals)
+	return exitOK
+}
+
+// reload reads configuration, users and certificate again, all or nothing.
+func (s *server) reload() {
+	err := func() error {
+		if s.configPath == "" {
+			return s.users.reload()
+		}
+		cfg, err := loadConfig(s.configPath)
+		if err != nil {
+			return err
+		}
+		old := s.config()
+		if cfg.Server.UsersDir != old.Server.UsersDir || cfg.Server.StateDir != old.Server.StateDir {
+			return errors.New("server.users_dir and server.state_dir can change only at a restart")
+		}
+		if err := s.users.reload(); err != nil {
+			return err
+		}
+		if err := s.keys.reload(); err != nil {
+			return err
+		}
+		s.auth.setLimits(cfg.Limits)
+		s.level.Set(logLevel(cfg.Log.Level))
+		s.current.Store(cfg)
+		return nil
+	}()
+	s.metrics.configReloaded(err == nil)
+	if err != nil {
+		s.log.Error("reload refused, the old configuration stays", "error", err)
+		return
+	}
+	s.log.Info("reloaded")
+}
+
+// shutdown drains: no new sessions, idle ones end, transfers may finish for
+// the time that server.drain gives. Another signal ends it at once.
+func (s *server) shutdown(signals <-chan os.Signal) {
+	s.mu.Lock()
+	s.draining = true
+	left := make([]*session, 0, len(s.sessions))
+	for _, c := range s.sessions {
+		left = append(left, c)
+	}
+	s.mu.Unlock()
+	s.log.Info("draining", "sessions", len(left), "most", s.config().Server.Drain.std())
+	for _, k := range s.sockets {
+		k.close()
+	}
+	for _, c := range left {
+		c.drain()
+	}
+	done := make(chan struct{})
+	go func() { s.running.Wait(); close(done) }()
+	t := time.NewTimer(s.config().Server.Drain.std())
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+	case <-signals:
+	}
+	s.end() // logins that are being checked, and datagram services
+	s.mu.Lock()
+	for _, c := range s.sessions {
+		c.kill()
+	}
+	s.mu.Unlock()
+	select {
+	case <-done:
+	case <-time.After(2 * closeTimeout):
+		s.log.Warn("some sessions did not end in time")
+	}
+	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
+}
+
+// --- sockets ---
+
+// A socket is one listener with the name of its kind (contract section 3).
+type socket struct {
+	kind   string // control, tls, http, local, datagram or local-datagram
+	stream net.Listener
+	packet net.PacketConn
+}
+
+func (k socket) addr() net.Addr {
+	if k.stream != nil {
+		return k.stream.Addr()
+	}
+	return k.packet.LocalAddr()
+}
+
+func (k socket) close() {
+	if k.stream != nil {
+		k.stream.Close()
+	} else {
+		k.packet.Close()
+	}
+}
+
+// openSockets opens what [listen] names. With inherit, sockets from systemd
+// take the place of the configured ones of the same name. On an error nothing
+// stays open.
+func (s *server) openSockets(inherit bool) (err error) {
+	defer func() {
+		if err != nil {
+			for _, k := range s.sockets {
+				k.close()
+			}
+			s.sockets = nil
+		}
+	}()
+	given := map[string]bool{}
+	if inherit {
+		// One pass for all: activation's helpers for streams and for packets
+		// each use up the environment. Try it by hand with
+		// systemd-socket-activate -l 2121 --fdname=control berth serve
+		for _, f := range activation.Files(true) {
+			k, err := inherited(f)
+			if err != nil {
+				return err
+			}
+			given[k.kind] = true
+			s.sockets = append(s.sockets, k)
+		}
+	}
+	l := s.config().Listen
+	var lc net.ListenConfig
+	for _, want := range []struct {
+		kind, network string
+		addrs         []string
+	}{
+		{"control", "tcp", l.Control}, {"tls", "tcp", l.TLS}, {"http", "tcp", l.HTTP},
+		{"local", "unix", l.Local}, {"datagram", "udp", l.Datagram}, {"local-datagram", "unixgram", l.LocalDatagram},
+	} {
+		if given[want.kind] {
+			continue
+		}
+		for _, addr := range want.addrs {
+			k := socket{kind: want.kind}
+			var err error
+			if strings.HasPrefix(want.network, "unix") {
+				if err = clearStale(want.network, addr); err != nil {
+					return fmt.Errorf("listen.%s: %w", want.kind, err)
+				}
+			}
+			switch want.network {
+			case "tcp", "unix":
+				k.stream, err = lc.Listen(s.ctx, want.network, addr)
+			default:
+				k.packet, err = lc.ListenPacket(s.ctx, want.network, addr)
+			}
+			if err != nil {
+				return fmt.Errorf("listen.%s: %w", strings.ReplaceAll(want.kind, "-", "_"), err)
+			}
+			s.sockets = append(s.sockets, k)
+		}
+	}
+	return nil
+}
+
+// inherited makes a socket of a descriptor that systemd passed.
+func inherited(f *os.File) (socket, error) {
+	defer f.Close()
+	k := socket{kind: f.Name()}
+	stream := true
+	switch k.kind {
+	case "control", "tls", "http", "local":
+	case "datagram", "local-datagram":
+		stream = false
+	default:
+		return k, fmt.Errorf("systemd passed a socket named %q; FileDescriptorName= must be control, tls, datagram, local, local-datagram or http", k.kind)
+	}
+	var err error
+	if stream {
+		k.stream, err = net.FileListener(f)
+	} else {
+		k.packet, err = net.FilePacketConn(f)
+	}
+	if err != nil {
+		return k, fmt.Errorf("socket %q from systemd is not of the right kind: %w", k.kind, err)
+	}
+	return k, nil
+}
+
+// clearStale removes a socket file that nobody listens on any more, and makes
+// its directory. A file that is no socket, or one that answers, stays.
+func clearStale(network, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nil
+	}
+	if st.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s exists and is no socket", path)
+	}
+	if c, err := net.Dial(network, path); err == nil {
+		c.Close()
+		return fmt.Errorf("another program answers on %s", path)
+	}
+	return os.Remove(path)
+}
+
+// serve starts a loop for every socket.
+func (s *server) serve() {
+	names := make([]string, 0, len(s.sockets))
+	var d *datagramService
+	for _, k := range s.sockets {
+		names = append(names, k.kind+"="+k.addr().String())
+		switch k.kind {
+		case "control", "tls", "local":
+			s.running.Go(func() { s.accept(k) })
+		case "http":
+			s.running.Go(func() { s.serveHTTP(k.stream) })
+		default:
+			if d == nil { // one for all sockets, as its limits are
+				d = newDatagramService(s.hello, s.metrics.datagram, s.log)
+			}
+			s.running.Go(func() {
+				if err := d.serve(s.ctx, k.packet); err != nil && !errors.Is(err, net.ErrClosed) {
+					s.log.Error("datagram service ended", "error", err)
+				}
+			})
+		}
+	}
+	v, _ := buildVersion()
+	s.log.Info("serving", "version", v, "listeners", strings.Join(names, " "), "config", s.configPath)
+}
+
+func (s *server) hello() helloInfo {
+	v, _ := buildVersion()
+	h := helloInfo{Name: s.config().Server.Name, Version: v, Fingerprint: s.keys.fingerprint()}
+	for _, k := range s.sockets {
+		a, err := netip.ParseAddrPort(k.addr().String())
+		if err != nil || a.Addr().IsLoopback() {
+			continue // a unix socket, or nothing that another machine could use
+		}
+		switch k.kind {
+		case "control":
+			h.Ports.Control = int(a.Port())
+		case "tls":
+			h.Ports.TLS = int(a.Port())
+		case "datagram":
+			h.Ports.Datagram = int(a.Port())
+		}
+	}
+	return h
+}
+
+// serveHTTP answers Prometheus and health checks until the listener closes.
+func (s *server) serveHTTP(ln net.Listener) {
+	h := newHTTPServer(s.metrics.handler(s.ready, s.statusPage), s.log)
+	stop := context.AfterFunc(s.ctx, func() { h.Close() })
+	defer stop()
+	if err := h.Serve(ln); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+		s.log.Error("http service ended", "error", err)
+	}
+	h.Close()
+}
+
+func (s *server) ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return errors.New("draining")
+	}
+	return nil
+}
+
+func (s *server) statusPage(w io.Writer) {
+	s.mu.Lock()
+	n := len(s.sessions)
+	s.mu.Unlock()
+	fmt.Fprintf(w, "up %s, %d sessions", time.Since(s.started).Round(time.Second), n)
+}
+
+// accept takes connections until the listener closes. Trouble with one
+// connection, or a lack of descriptors, never ends it.
+func (s *server) accept(k socket) {
+	pause := time.Duration(0)
+	for {
+		c, err := k.stream.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			s.metrics.acceptErrors.Inc()
+			if pause = min(max(2*pause, 5*time.Millisecond), acceptPauseMax); pause >= 40*time.Millisecond {
+				s.log.Warn("cannot accept connections", "listener", k.kind, "error", err, "retry", pause)
+			}
+			select {
+			case <-time.After(pause):
+			case <-s.ctx.Done():
+				return
+			}
+			continue
+		}
+		pause = 0
+		go s.begin(c, k.kind)
+	}
+}
+
+// begin admits one connection, or tells it why not, and runs its session.
+func (s *server) begin(c net.Conn, kind string) {
+	ses := &session{srv: s, conn: c, bare: c, proto: "ftp", started: time.Now(), allo: -1}
+	switch a := c.RemoteAddr().(type) {
+	case *net.TCPAddr:
+		ses.peer = a.AddrPort().Addr().Unmap().WithZone("")
+		ses.local = addrWithZone(c.LocalAddr())
+		inlineUrgent(c)
+	default:
+		ses.proto = "local"
+		ses.localUID, ses.hasUID = peerUID(c)
+	}
+	if text := s.admit(ses); text != "" {
+		s.metrics.sessionRefused(ses.proto)
+		s.log.Info("refused", "addr", ses.addrText(), "proto", ses.proto, "result", text)
+		if kind != "tls" {
+			c.SetWriteDeadline(time.Now().Add(refuseTimeout))
+			fmt.Fprintf(c, "%d %s\r\n", codeClosing, text)
+		}
+		c.Close()
+		return
+	}
+	if kind == "tls" {
+		if err := ses.startTLS(true); err != nil {
+			ses.finish("tls")
+			return
+		}
+	}
+	s.metrics.sessionStarted(ses.proto)
+	ses.counting = true
+	ses.serveControl()
+}
+
+// addrWithZone is the local address data connections are opened on.
+func addrWithZone(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+// inlineUrgent keeps urgent data in the stream, where the line reader knows
+// what to do with it: lftp and tnftp send ABOR's data mark so.
+func inlineUrgent(c net.Conn) {
+	if sc, ok := c.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
+		}
+	}
+}
+
+// peerUID asks the kernel who is at the other end of a unix socket (unix(7)).
+func peerUID(c net.Conn) (uid uint32, ok bool) {
+	sc, isConn := c.(syscall.Conn)
+	if !isConn {
+		return 0, false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	rc.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			uid, ok = cred.Uid, true
+		}
+	})
+	return uid, ok
+}
+
+// admit counts a new session, or says why it cannot be. The text for limits
+// begins as lftp and others know it, who then wait and try again.
+func (s *server) admit(c *session) (refusal string) {
+	cfg := s.config()
+	if c.peer.IsValid() {
+		if !filterAllows(cfg.Filter, c.peer) {
+			return "Connections from your address are not accepted."
+		}
+		if left, banned := s.auth.banned(c.peer); banned {
+			return fmt.Sprintf("Too many failed logins from your address; try again in %s.", left.Round(time.Second))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.draining:
+		return "The server is going down; try again later."
+	case c.peer.IsValid() && s.byAddr[c.peer] >= cfg.Limits.SessionsPerAddress:
+		return fmt.Sprintf("Too many connections from your address: at most %d.", cfg.Limits.SessionsPerAddress)
+	case c.peer.IsValid() && len(s.sessions) >= cfg.Limits.Sessions: // the local socket always has a place
+		return fmt.Sprintf("Too many connections: at most %d; try again later.", cfg.Limits.Sessions)
+	}
+	s.nextID++
+	c.id = s.nextID
+	s.sessions[c.id] = c
+	if c.peer.IsValid() {
+		s.byAddr[c.peer]++
+	}
+	s.running.Add(1)
+	return ""
+}
+
+// filterAllows applies [filter]: denied before allowed, everyone if neither.
+func filterAllows(f filterConfig, a netip.Addr) bool {
+	for _, n := range f.DenyFrom {
+		if n.contains(a) {
+			return false
+		}
+	}
+	for _, n := range f.AllowFrom {
+		if n.contains(a) {
+			return true
+		}
+	}
+	return len(f.AllowFrom) == 0
+}
+
+// ended takes a session off the books.
+func (s *server) ended(c *session, result string) {
+	s.mu.Lock()
+	delete(s.sessions, c.id)
+	if c.peer.IsValid() {
+		if s.byAddr[c.peer]--; s.byAddr[c.peer] == 0 {
+			delete(s.byAddr, c.peer)
+		}
+	}
+	s.mu.Unlock()
+	if c.counting {
+		s.metrics.sessionEnded(c.proto, result)
+	}
+	s.running.Done()
+}
+
+var errTooMany = errors.New("too many sessions of one user")
+
+// enter counts a session as the user's. Limits of rate hold for all of a
+// user's sessions together and follow his file at each login.
+func (s *server) enter(u *user) (*account, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.accounts[u.Name]
+	if a == nil {
+		a = &account{name: u.Name}
+		s.accounts[u.Name] = a
+	}
+	if u.Sessions > 0 && a.sessions >= u.Sessions {
+		return nil, errTooMany
+	}
+	a.sessions++
+	a.up = adjust(a.up, int64(u.UploadRate))
+	a.down = adjust(a.down, int64(u.DownloadRate))
+	return a, nil
+}
+
+func adjust(l *rate.Limiter, perSecond int64) *rate.Limiter {
+	if l == nil || perSecond <= 0 || l.Limit() != rate.Limit(perSecond) {
+		return newLimiter(perSecond)
+	}
+	return l
+}
+
+// shareSpecs is what fs.go needs to know of a user's shares.
+func (u *user) shareSpecs() map[string]shareSpec {
+	if len(u.Shares) == 0 {
+		return nil
+	}
+	specs := make(map[string]shareSpec, len(u.Shares))
+	for name, sh := range u.Shares {
+		specs[name] = shareSpec{path: sh.Path, write: sh.Write}
+	}
+	return specs
+}
+
+// leave is enter's end.
+func (s *server) leave(a *account) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.sessions--; a.sessions == 0 {
+		delete(s.accounts, a.name)
+	}
+}
+
+// who lists the sessions that are logged in, oldest first.
+func (s *server) who() []string {
+	s.mu.Lock()
+	all := make([]*session, 0, len(s.sessions))
+	for _, c := range s.sessions {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b *session) int { return int(int64(a.id) - int64(b.id)) })
+	var lines []string
+	for _, c := range all {
+		c.mu.Lock()
+		if c.user != nil {
+			doing := "idle"
+			if c.xfer != nil {
+				doing = fmt.Sprintf("%s %d bytes", c.about, c.xfer.moved.Load())
+			}
+			lines = append(lines, fmt.Sprintf("%-16s %-5s since %s %s", c.user.Name, c.proto, c.started.UTC().Format(time.RFC3339), doing))
+		}
+		c.mu.Unlock()
+	}
+	return lines
+}
+
+// passiveAddress is what PASV tells this client: the rule of his network, the
+// address for all, or the control connection's own.
+func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
+	cfg := s.config().Passive
+	tell := cfg.Address
+	for _, rule := range cfg.For {
+		if rule.Network.contains(peer) {
+			tell = rule.Address
+			break
+		}
+	}
+	if tell == "" {
+		return local, nil
+	}
+	if a, err := netip.ParseAddr(tell); err == nil {
+		if !a.Is4() {
+			return local, nil // PASV has no room for it; EPSV tells no address
+		}
+		return a, nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+	defer cancel()
+	as, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", tell)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("passive address: %w", err)
+	}
+	return as[0].Unmap(), nil
+}
+
+// --- chat ---
+
+// chat keeps the last messages for those who ask.
+type chat struct {
+	mu   sync.Mutex
+	said []message // oldest first, at most chatKept
+	last uint64
+}
+
+type message struct {
+	n    uint64
+	at   time.Time
+	from string
+	text string
+}
+
+func (c *chat) say(from, text string) {
+	if len(text) > maxSaid {
+		text = text[:maxSaid]
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last++
+	c.said = append(c.said, message{c.last, time.Now(), from, string(appendShown(nil, text))})
+	if len(c.said) > chatKept {
+		c.said = slices.Delete(c.said, 0, len(c.said)-chatKept)
+	}
+}
+
+// since returns what was said after message n, and the last one's number.
+func (c *chat) since(n uint64) (lines []string, last uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.said {
+		if m.n > n {
+			lines = append(lines, m.at.UTC().Format("15:04:05 ")+m.from+": "+m.text)
+		}
+	}
+	return lines, c.last
+}
+
+// --- demo ---
+
+// demoState is where a demo keeps its user, keys and certificate: below the
+// directory that it shows, under a name that no client can see.
+const demoState = reservedPrefix + "state"
+
+func runDemo(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	fs := flags(stderr, "demo [OPTIONS] [DIR]", "berth demo ./files")
+	control := fs.String("control", "127.0.0.1:2121", "control connections on `ADDR`; port 0 takes a free one")
+	datagram := fs.String("datagram", "127.0.0.1:2121", "the datagram service on `ADDR`")
+	httpAddr := fs.String("http", "127.0.0.1:9621", "metrics and health on `ADDR`")
+	passwordFile := fs.String("password-file", "", "the password is in `FILE`, or is put there if there is none")
+	// Options may come after DIR, as people type them.
+	var rest []string
+	for len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		rest, args = append(rest, args[0]), args[1:]
+	}
+	if code, ok := parse(fs, args, 1-min(1, len(rest)), stdout, stderr); !ok {
+		return code
+	}
+	rest = append(rest, fs.Args()...)
+	if len(rest) > 1 {
+		fmt.Fprintf(stderr, "berth demo: one directory at most, not %q\n", rest)
+		return exitUsage
+	}
+	d := demo{control: *control, datagram: *datagram, http: *httpAddr, passwordFile: *passwordFile}
+	if len(rest) == 1 {
+		d.dir = rest[0]
+	}
+	srv, password, err := d.prepare(stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "berth demo: %v\n", err)
+		return exitFailed
+	}
+	return srv.live(func() { d.greet(stdout, srv, password) })
+}
+
+type demo struct {
+	dir, control, datagram, http, passwordFile string
+}
+
+// demoDir is where files go if no directory was named: the same each time, so
+// that a second run finds them.
+func demoDir() (string, error) {
+	base := os.Getenv("XDG_STATE_HOME")
+	if base == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("%w; name a directory: berth demo DIR", err)
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "berth-demo"), nil
+}
+
+func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
+	var err error
+	if d.dir == "" {
+		if d.dir, err = demoDir(); err != nil {
+			return nil, "", err
+		}
+	}
+	if d.dir, err = filepath.Abs(d.dir); err != nil {
+		return nil, "", err
+	}
+	state := filepath.Join(d.dir, demoState)
+	users := filepath.Join(state, "users.d")
+	if err := os.MkdirAll(users, 0o700); err != nil {
+		return nil, "", err
+	}
+	password, err := d.password()
+	if err != nil {
+		return nil, "", err
+	}
+	hash, err := hashPassword(password)
+	if err != nil {
+		return nil, "", err
+	}
+	file := fmt.Sprintf("# Made anew by every berth demo.\npassword = %q\nhome = %q\nsessions = 100\n", hash, d.dir)
+	if err := writeFileAtomic(filepath.Join(users, "demo.toml"), []byte(file), 0o600); err != nil {
+		return nil, "", err
+	}
+	cfg := defaultConfig()
+	cfg.Server.Name = "berth demo"
+	cfg.Server.StateDir, cfg.Server.UsersDir = state, users
+	cfg.Server.Drain = duration(5 * time.Second)
+	cfg.Listen = listenConfig{Control: []string{d.control}, Datagram: []string{d.datagram}, HTTP: []string{d.http}}
+	cfg.Log.Level = "warn"
+	level := new(slog.LevelVar)
+	srv, err := newServer(cfg, newLogger(logConfig{Format: "text", Level: cfg.Log.Level}, level, stderr), level)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := srv.openSockets(false); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; choose others with --control, --datagram and --http, as 127.0.0.1:0 for a free one", err)
+		}
+		return nil, "", err
+	}
+	return srv, password, nil
+}
+
+// password is the one in the file, or a new one, which then goes there.
+func (d *demo) password() (string, error) {
+	if d.passwordFile != "" {
+		b, err := os.ReadFile(d.passwordFile)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		line, _, _ := strings.Cut(string(b), "\n")
+		if line = strings.TrimSuffix(line, "\r"); line != "" {
+			return line, nil
+		}
+	}
+	var b [10]byte
+	rand.Read(b[:])
+	p := strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+	if d.passwordFile != "" {
+		if err := writeFileAtomic(d.passwordFile, []byte(p+"\n"), 0o600); err != nil {
+			return "", err
+		}
+	}
+	return p, nil
+}
+
+// greet prints the line that scripts read and commands for people to try.
+func (d *demo) greet(w io.Writer, s *server, password string) {
+	at := map[string]string{}
+	for _, k := range s.sockets {
+		at[k.kind] = k.addr().String()
+	}
+	b := bufio.NewWriter(w)
+	defer b.Flush()
+	fmt.Fprintf(b, "ready control=%s datagram=%s http=%s user=demo password=%s dir=%s\n", at["control"], at["datagram"], at["http"], password, d.dir)
+	host, port, _ := net.SplitHostPort(at["control"])
+	uhost, uport, _ := net.SplitHostPort(at["datagram"])
+	fmt.Fprintf(b, `
+Files are in %s. Try, in another terminal:
+
+  curl -T README.md ftp://demo:%s@%s/
+  curl ftp://demo:%s@%s/
+  curl --ssl-reqd --cacert %s ftp://demo:%s@%s/
+  lftp -u demo,%s -p %s -e 'set ssl:ca-file %s' %s
+  printf 'USER demo\nPASS %s\nSTAT .\nQUIT\n' | nc -w 5 %s %s
+  echo time | nc -u -w 1 %s %s
+  curl http://%s/metrics
+
+Ctrl-C ends it; the files stay.
+`, d.dir, password, at["control"], password, at["control"],
+		filepath.Join(d.dir, demoState, "tls", "cert.pem"), password, at["control"],
+		password, port, filepath.Join(d.dir, demoState, "tls", "cert.pem"), host,
+		password, host, port, uhost, uport, at["http"])
+}
+
+// writeFileAtomic replaces a small file: a reader sees the old or the new.
+func writeFileAtomic(path string, data []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".berth-new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if _, err = f.Write(data); err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

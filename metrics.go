@@ -1,0 +1,506 @@
+package main
+
+// The metrics room owns every name under /metrics, their label sets, and the
+// small HTTP pages that an operator's tools ask: /metrics, /healthz, /readyz
+// and a status page. It is a leaf: others tell it what happened through typed
+// methods, and what it must ask (quotas, bans, free space) comes through
+// functions that main gives it. It knows no session, user or file; nothing
+// outside this file sees the Prometheus library. A peer's address, a path or
+// anything else a stranger chooses is never a label.
+
+import (
+	"bytes"
+	"fmt"
+	"html"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+const (
+	// metricPairLimit bounds the combinations a pairCounter keeps. The command
+	// table has fewer than 100 verbs and each sees two or three code classes;
+	// more than this is a caller that lets strangers choose labels.
+	metricPairLimit = 512
+
+	// metricOther stands for every label value past a bound.
+	metricOther = "other"
+
+	// scrapeTimeout is Prometheus' own default scrape_timeout: nobody waits for
+	// an answer that comes later.
+	scrapeTimeout = 10 * time.Second
+
+	// scrapesInFlight bounds the memory that impatient scrapers can hold; two
+	// Prometheus servers and a person with curl are the usual most.
+	scrapesInFlight = 4
+
+	// Bounds for the HTTP listener. Requests have no body and small headers;
+	// writing takes at most a scrape's time and the network's.
+	httpHeaderTimeout  = 5 * time.Second
+	httpWriteTimeout   = scrapeTimeout + 5*time.Second
+	httpIdleTimeout    = 2 * time.Minute // longer than the usual scrape interval of 1 min
+	httpMaxHeaderBytes = 16 << 10
+)
+
+// metrics counts what berth does. All methods may be called from any
+// goroutine; none blocks on the network or calls back into the program.
+type metrics struct {
+	version string
+	started time.Time
+
+	registry *prometheus.Registry
+	// The Go and process collectors cost more to make than all the rest
+	// together, so the first scrape makes them and not the start.
+	runtimeOnce sync.Once
+
+	sessions         *prometheus.GaugeVec
+	sessionsTotal    *prometheus.CounterVec
+	logins           *prometheus.CounterVec
+	transfers        *prometheus.CounterVec
+	transferBytes    *prometheus.CounterVec
+	transferDuration *prometheus.HistogramVec
+	transfersActive  *prometheus.GaugeVec
+	quotaRejects     *prometheus.CounterVec
+	commands         *prometheus.CounterVec
+	commandDuration  *prometheus.HistogramVec
+	dataConnections  *prometheus.CounterVec
+	tlsSessions      *prometheus.CounterVec
+	reloadSuccess    prometheus.Gauge
+	reloadTimestamp  prometheus.Gauge
+
+	controlCommands pairCounter
+	datagrams       pairCounter
+
+	// panics counts sessions, datagrams and scrapes ended by a bug of ours.
+	panics prometheus.Counter
+	// acceptErrors counts failed accepts, EMFILE above all.
+	acceptErrors prometheus.Counter
+	// missingCloseNotify counts uploads under TLS that ended by FIN without
+	// close_notify, so that a cut cannot be told from an end.
+	missingCloseNotify prometheus.Counter
+}
+
+// userUsage is one user's line in the quota gauges. A quota of 0 means none.
+type userUsage struct {
+	Name                                         string
+	QuotaBytes, UsedBytes, QuotaFiles, UsedFiles int64
+}
+
+// metricSources are the questions a scrape asks. Each function may be nil, is
+// called once a scrape from a goroutine of its own, and must not wait for a
+// client. Gauges whose source is nil or fails are left out of that scrape: a
+// wrong zero would be worse than a gap.
+type metricSources struct {
+	Usage             func() []userUsage     // known users only; names are unique
+	StateFree         func() (uint64, error) // bytes an unprivileged writer can still use
+	CertificateExpiry func() time.Time       // zero: no certificate
+	Bans              func() int             // addresses banned now
+}
+
+// newMetrics makes the metrics of one daemon on a registry of their own. The
+// configuration counts as loaded at this moment.
+func newMetrics(version, revision string, src metricSources) *metrics {
+	m := &metrics{version: version, started: time.Now(), registry: prometheus.NewRegistry()}
+
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+
+	gauge("berth_build_info", "Always 1; the labels tell which berth this is.",
+		"version", "revision", "goversion").
+		WithLabelValues(metricLabel(version), metricLabel(revision), runtime.Version()).Set(1)
+
+	m.sessions = gauge("berth_sessions", "Sessions open now.", "protocol")
+	m.sessionsTotal = counter("berth_sessions_total", "Sessions that have ended, by how they ended.", "protocol", "result")
+	m.logins = counter("berth_logins_total", "Login attempts.", "method", "result")
+
+	m.transfers = counter("berth_transfers_total", "Transfers that have ended, by how they ended.",
+		"user", "direction", "protocol", "result")
+	m.transferBytes = counter("berth_transfer_bytes_total", "Bytes of file content sent (download) and received (upload).",
+		"user", "direction", "protocol")
+	// From a small file on a LAN to a disk image over a radio link.
+	m.transferDuration = histogram("berth_transfer_duration_seconds", "Time transfers took, whatever their end.",
+		[]float64{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300, 900, 3600}, "direction", "protocol")
+	m.transfersActive = gauge("berth_transfers_active", "Transfers running now.", "direction")
+
+	m.quotaRejects = counter("berth_quota_rejected_total", "Uploads refused or cut short by the user's quota.", "user")
+
+	m.commands = counter("berth_commands_total", "Commands run for users, by how they ended.", "command", "result")
+	m.commandDuration = histogram("berth_command_duration_seconds", "Time commands took, whatever their end.",
+		[]float64{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300, 900}, "command")
+
+	m.datagrams.vec = counter("berth_datagrams_total", "Datagrams received, by the service asked and what became of them.",
+		"service", "result")
+	m.controlCommands.vec = counter("berth_control_commands_total", "Control commands answered, by verb and class of the final reply code.",
+		"verb", "code_class")
+
+	m.dataConnections = counter("berth_data_connections_total", "Data connections asked for, by how that went.", "mode", "result")
+	m.tlsSessions = counter("berth_tls_data_sessions_total", "TLS data connections, by whether they resumed the control connection's session.", "result")
+	m.missingCloseNotify = counter("berth_tls_missing_close_notify_total",
+		"Uploads under TLS that ended without close_notify.").WithLabelValues()
+
+	m.panics = counter("berth_panics_total", "Bugs of berth that were caught; each ended one session, datagram or question and no more.").WithLabelValues()
+	m.acceptErrors = counter("berth_accept_errors_total", "Connections that could not be accepted, as for want of file descriptors.").WithLabelValues()
+
+	m.reloadSuccess = gauge("berth_config_reload_success", "Whether the last reload of the configuration was taken (1) or refused (0).").WithLabelValues()
+	m.reloadTimestamp = gauge("berth_config_reload_timestamp_seconds", "When the running configuration was loaded, as Unix time.").WithLabelValues()
+	m.configReloaded(true)
+
+	// Children that exist from the start let rate() and alerts see the first event.
+	for _, protocol := range []string{"ftp", "ftps", "local", "frames"} {
+		m.sessions.WithLabelValues(protocol)
+		m.sessionsTotal.WithLabelValues(protocol, "ok")
+	}
+	for _, direction := range []string{"download", "upload"} {
+		m.transfersActive.WithLabelValues(direction)
+	}
+
+	m.registry.MustRegister(&sourceCollector{src: src, panics: m.panics})
+	return m
+}
+
+// sessionStarted counts a session in. protocol is ftp, ftps, local or frames.
+func (m *metrics) sessionStarted(protocol string) { m.sessions.WithLabelValues(protocol).Inc() }
+
+// sessionSwitched moves an open session to another protocol, as AUTH TLS and
+// FRAM do. The session is counted as ended once, under its last protocol.
+func (m *metrics) sessionSwitched(from, to string) {
+	m.sessions.WithLabelValues(from).Dec()
+	m.sessions.WithLabelValues(to).Inc()
+}
+
+// sessionRefused counts a connection that never became a session: a filter, a
+// ban or a limit was in its way. It pairs with nothing.
+func (m *metrics) sessionRefused(protocol string) {
+	m.sessionsTotal.WithLabelValues(protocol, "refused").Inc()
+}
+
+// sessionEnded counts a session out; it pairs with one sessionStarted. result
+// is ok, idle, error, abuse, panic or another word of a fixed set.
+func (m *metrics) sessionEnded(protocol, result string) {
+	m.sessions.WithLabelValues(protocol).Dec()
+	m.sessionsTotal.WithLabelValues(protocol, result).Inc()
+}
+
+// login counts one attempt. method is password, certificate or peer; result is
+// ok, failed, banned or another word of a fixed set.
+func (m *metrics) login(method, result string) { m.logins.WithLabelValues(method, result).Inc() }
+
+// transferStarted counts a transfer in. direction is download or upload.
+func (m *metrics) transferStarted(direction string) {
+	m.transfersActive.WithLabelValues(direction).Inc()
+}
+
+// transferEnded counts a transfer out; it pairs with one transferStarted.
+func (m *metrics) transferEnded(user, direction, protocol, result string, d time.Duration) {
+	m.transfersActive.WithLabelValues(direction).Dec()
+	m.transfers.WithLabelValues(metricLabel(user), direction, protocol, result).Inc()
+	m.transferDuration.WithLabelValues(direction, protocol).Observe(d.Seconds())
+}
+
+// A byteCounter adds to one user's byte total without looking it up again. The
+// zero value counts nothing.
+type byteCounter struct{ c prometheus.Counter }
+
+// Add counts n bytes; it does not allocate, and ignores n below 1.
+func (b byteCounter) Add(n int64) {
+	if n > 0 && b.c != nil {
+		b.c.Add(float64(n))
+	}
+}
+
+// bytes returns the handle that a transfer adds its bytes to while it runs.
+func (m *metrics) bytes(user, direction, protocol string) byteCounter {
+	return byteCounter{m.transferBytes.WithLabelValues(metricLabel(user), direction, protocol)}
+}
+
+// command counts one control command and the code of its final reply. verb is
+// a verb of the command table, or empty for what is not in it. No allocation
+// once a pair has been seen.
+func (m *metrics) command(verb string, code int) {
+	if verb == "" {
+		verb = metricOther
+	}
+	class := metricOther
+	switch code / 100 {
+	case 1:
+		class = "1xx"
+	case 2:
+		class = "2xx"
+	case 3:
+		class = "3xx"
+	case 4:
+		class = "4xx"
+	case 5:
+		class = "5xx"
+	case 6: // RFC 2228 section 3: protected replies
+		class = "6xx"
+	}
+	m.controlCommands.inc(verb, class)
+}
+
+// commandRun counts a named command (SITE EXEC, exec) that ended. command is
+// its name in the configuration, or a fixed word for a shell line.
+func (m *metrics) commandRun(command, result string, d time.Duration) {
+	command = metricLabel(command)
+	m.commands.WithLabelValues(command, result).Inc()
+	m.commandDuration.WithLabelValues(command).Observe(d.Seconds())
+}
+
+// datagram counts one datagram received. No allocation once a pair has been seen.
+func (m *metrics) datagram(service, result string) { m.datagrams.inc(service, result) }
+
+// quotaRejected counts an upload that the user's quota refused or cut short.
+func (m *metrics) quotaRejected(user string) { m.quotaRejects.WithLabelValues(metricLabel(user)).Inc() }
+
+// dataConnection counts a data connection: mode is passive or active, result
+// is ok, timeout, refused (wrong peer), unreachable or another fixed word.
+func (m *metrics) dataConnection(mode, result string) {
+	m.dataConnections.WithLabelValues(mode, result).Inc()
+}
+
+// tlsResumption counts a TLS data connection: result is resumed, full or refused.
+func (m *metrics) tlsResumption(result string) { m.tlsSessions.WithLabelValues(result).Inc() }
+
+// configReloaded tells the outcome of a reload. A refused one leaves the time
+// stamp alone, because the old configuration still runs.
+func (m *metrics) configReloaded(ok bool) {
+	if !ok {
+		m.reloadSuccess.Set(0)
+		return
+	}
+	m.reloadSuccess.Set(1)
+	m.reloadTimestamp.Set(float64(time.Now().Unix()))
+}
+
+// metricLabel makes a name from a configuration file fit to be a label value;
+// the library panics on what is not UTF-8.
+func metricLabel(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// A pairCounter is a counter with two labels whose children are kept in a map
+// that is copied when it grows, so that counting takes one lookup and neither
+// lock nor allocation. Past metricPairLimit the first label becomes "other".
+type pairCounter struct {
+	vec   *prometheus.CounterVec
+	known atomic.Pointer[map[[2]string]prometheus.Counter]
+	grow  sync.Mutex // held to replace known
+}
+
+func (p *pairCounter) inc(a, b string) {
+	if known := p.known.Load(); known != nil {
+		if c, ok := (*known)[[2]string{a, b}]; ok {
+			c.Inc()
+			return
+		}
+	}
+	p.add(a, b).Inc()
+}
+
+// add is the slow path of inc: the first event of a pair.
+func (p *pairCounter) add(a, b string) prometheus.Counter {
+	p.grow.Lock()
+	defer p.grow.Unlock()
+	var old map[[2]string]prometheus.Counter
+	if known := p.known.Load(); known != nil {
+		old = *known
+	}
+	if c, ok := old[[2]string{a, b}]; ok {
+		return c
+	}
+	if len(old) >= metricPairLimit {
+		return p.vec.WithLabelValues(metricOther, metricLabel(b))
+	}
+	c := p.vec.WithLabelValues(metricLabel(a), metricLabel(b))
+	next := make(map[[2]string]prometheus.Counter, len(old)+1)
+	maps.Copy(next, old)
+	// The caller's string may be part of a large buffer.
+	next[[2]string{strings.Clone(a), strings.Clone(b)}] = c
+	p.known.Store(&next)
+	return c
+}
+
+// --- gauges whose values others know ---
+
+func sourceDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// A sourceCollector asks metricSources at each scrape. One collector asks
+// Usage once for all four gauges, so that they agree with each other.
+type sourceCollector struct {
+	src    metricSources
+	panics prometheus.Counter
+}
+
+// Describe sends nothing, which makes the collector unchecked: its samples are
+// described when they are made, and their number varies with the users.
+func (s *sourceCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect asks each source. The library runs it in a goroutine where a panic
+// would end the daemon, so each question is asked under a recover.
+func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
+	send := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	if s.src.Usage != nil {
+		s.ask("berth_quota_bytes", ch, func() {
+			quota := sourceDesc("berth_quota_bytes", "Bytes the user may store; 0 means no limit.", "user")
+			used := sourceDesc("berth_quota_used_bytes", "Bytes the user's files take.", "user")
+			quotaFiles := sourceDesc("berth_quota_files", "Files the user may store; 0 means no limit.", "user")
+			usedFiles := sourceDesc("berth_quota_used_files", "Files the user has stored.", "user")
+			for _, u := range s.src.Usage() {
+				name := metricLabel(u.Name)
+				send(quota, float64(u.QuotaBytes), name)
+				send(used, float64(u.UsedBytes), name)
+				send(quotaFiles, float64(u.QuotaFiles), name)
+				send(usedFiles, float64(u.UsedFiles), name)
+			}
+		})
+	}
+	if s.src.StateFree != nil {
+		s.ask("berth_state_free_bytes", ch, func() {
+			if free, err := s.src.StateFree(); err == nil {
+				send(sourceDesc("berth_state_free_bytes", "Bytes free on the file system of the state directory."), float64(free))
+			}
+		})
+	}
+	if s.src.CertificateExpiry != nil {
+		s.ask("berth_certificate_expiry_timestamp_seconds", ch, func() {
+			if t := s.src.CertificateExpiry(); !t.IsZero() {
+				send(sourceDesc("berth_certificate_expiry_timestamp_seconds", "When the TLS certificate ends, as Unix time."), float64(t.Unix()))
+			}
+		})
+	}
+	if s.src.Bans != nil {
+		s.ask("berth_bans", ch, func() {
+			send(sourceDesc("berth_bans", "Addresses banned now after failed logins."), float64(s.src.Bans()))
+		})
+	}
+}
+
+// ask runs one question; a panic in it becomes an error of this scrape.
+func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.panics.Inc()
+			ch <- prometheus.NewInvalidMetric(sourceDesc(name, "Not available."), fmt.Errorf("source of %s: panic: %v", name, p))
+		}
+	}()
+	question()
+}
+
+// --- HTTP ---
+
+// handler serves the http listener: /metrics, /healthz (the process answers),
+// /readyz (503 and the reason while ready returns an error) and / (a page for
+// people, with the lines that status writes; both functions may be nil).
+// Only GET and HEAD are answered; nothing here changes anything.
+func (m *metrics) handler(ready func() error, status func(w io.Writer)) http.Handler {
+	metricsPage := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		// One source that fails must not hide the rest.
+		ErrorHandling:       promhttp.ContinueOnError,
+		Timeout:             scrapeTimeout,
+		MaxRequestsInFlight: scrapesInFlight,
+		// OpenMetrics stays off: there a counter's family drops its _total, so
+		// the gauge berth_sessions and the counter berth_sessions_total would
+		// be one name.
+		EnableOpenMetrics: false,
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-store")
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			h.Set("Allow", "GET, HEAD")
+			http.Error(w, "Only GET and HEAD are answered here.", http.StatusMethodNotAllowed)
+			return
+		}
+		switch r.URL.Path {
+		case "/metrics":
+			m.runtimeOnce.Do(m.addRuntime)
+			metricsPage.ServeHTTP(w, r)
+		case "/healthz":
+			h.Set("Content-Type", "text/plain; charset=utf-8")
+			io.WriteString(w, "ok\n")
+		case "/readyz":
+			if ready != nil {
+				if err := ready(); err != nil {
+					http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+					return
+				}
+			}
+			h.Set("Content-Type", "text/plain; charset=utf-8")
+			io.WriteString(w, "ready\n")
+		case "/":
+			h.Set("Content-Type", "text/html; charset=utf-8")
+			h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+			m.writeStatusPage(w, status)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// addRuntime registers the collectors that only a scrape needs.
+func (m *metrics) addRuntime() {
+	m.registry.MustRegister(collectors.NewGoCollector())
+	m.registry.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+func (m *metrics) writeStatusPage(w io.Writer, status func(io.Writer)) {
+	var lines bytes.Buffer
+	fmt.Fprintf(&lines, "version  %s\nuptime   %s\n", m.version, time.Since(m.started).Truncate(time.Second))
+	if status != nil {
+		status(&lines)
+	}
+	fmt.Fprintf(w, `<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>berth</title></head>
+<body>
+<h1>berth</h1>
+<pre>%s</pre>
+<ul>
+<li><a href="/metrics">/metrics</a> for Prometheus</li>
+<li><a href="/healthz">/healthz</a> whether the process answers</li>
+<li><a href="/readyz">/readyz</a> whether it takes sessions</li>
+</ul>
+</body>
+</html>
+`, html.EscapeString(lines.String()))
+}
+
+// newHTTPServer returns the server for the http listener, with a bound on
+// everything a stranger could hold open. What net/http has to say goes to log.
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: httpHeaderTimeout,
+		ReadTimeout:       httpHeaderTimeout,
+		WriteTimeout:      httpWriteTimeout,
+		IdleTimeout:       httpIdleTimeout,
+		MaxHeaderBytes:    httpMaxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
