@@ -566,6 +566,11 @@ func (s *session) read() error {
 	if !s.setIdle(true) {
 		return errDrain
 	}
+	if sc, ok := s.conn.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { readySoon(int(fd), unix.POLLIN) })
+		}
+	}
 	n, err := s.conn.Read(s.in.space())
 	if !s.setIdle(false) {
 		return errDrain
@@ -637,6 +642,8 @@ func (s *session) userName() string {
 
 // --- replies ---
 
+var outBuffers = sync.Pool{New: func() any { b := make([]byte, 0, outBuffer); return &b }}
+
 // reply queues one line. Texts are sentences; CR and LF in them become spaces,
 // so that nothing a client sent can forge a reply, and IAC is escaped.
 func (s *session) reply(code int, text string) {
@@ -673,7 +680,7 @@ func (s *session) counted(code int) {
 
 func (s *session) put(code int, sep byte, text string) {
 	if s.out == nil {
-		s.out = make([]byte, 0, outBuffer)
+		s.out = (*outBuffers.Get().(*[]byte))[:0]
 	}
 	s.out = append(s.out, byte('0'+code/100), byte('0'+code/10%10), byte('0'+code%10), sep)
 	s.putText(text)
@@ -707,6 +714,10 @@ func (s *session) flushLocked() error {
 	if len(s.out) > 0 && s.outErr == nil {
 		s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		_, s.outErr = s.conn.Write(s.out)
+	}
+	if cap(s.out) == outBuffer { // one that grew for a long reply is not kept
+		b := s.out
+		outBuffers.Put(&b)
 	}
 	s.out = nil
 	return s.outErr
@@ -1220,7 +1231,6 @@ func (s *session) cmdPASS(password string) error {
 func (s *session) login(u *user, method string, code int) error {
 	acc, err := s.srv.enter(u)
 	if err != nil {
-		s.srv.metrics.login(method, "refused")
 		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "too many sessions")
 		s.replyNow(codeClosing, fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
 		return errAbuse
@@ -1238,6 +1248,9 @@ func (s *session) login(u *user, method string, code int) error {
 	s.mu.Unlock()
 	if s.tls != nil {
 		s.srv.keys.login(s.tls, u.Name)
+	}
+	if method != "password" { // verify has done it for passwords
+		s.srv.auth.succeed(u.Name, s.peer, method)
 	}
 	s.srv.log.Info("login", "session", s.id, "user", u.Name, "addr", s.addrText(), "proto", s.proto, "method", method)
 	switch code {

@@ -447,6 +447,13 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 	}
 	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
 	x.upload = upload
+	ended := false
+	defer func() {
+		if !ended { // a panic: run's recover ends the session, and this the data connection
+			x.close(errControlGone)
+			s.srv.metrics.transferEnded(s.userName(), direction(upload), s.proto, "error", time.Since(x.started))
+		}
+	}()
 	s.flush()
 	err, aborts = s.watched(x, s.verb, func() error {
 		if err := x.open(s.srv.ports, &s.arm, s.local, s.peer); err != nil {
@@ -465,8 +472,17 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 		}
 		return move(x)
 	})
+	ended = true
 	x.close(err)
 	return x, err, aborts
+}
+
+// direction is how log and metrics call it.
+func direction(upload bool) string {
+	if upload {
+		return "upload"
+	}
+	return "download"
 }
 
 var errClearData = errors.New("this user's data must be private")

@@ -81,7 +81,7 @@ func TestUserAddPasswdSetListShowDel(t *testing.T) {
 	b := newUserBench(t)
 	out := b.ok("a good secret\n", "add ann --password-stdin --quota 2GiB --files 1000 --commands up,snap --permissions read,list --shell --tls optional "+
 		"--home /srv/ann --uid 1000 --allow-from 10.0.0.0/8,::1 --sessions 3 --download-rate 1MiB --upload-rate 500kB --when-full rotate --expire 30d "+
-		"--share public=/srv/public --share in=/srv/in:rw --certificate "+testCertificate+" --on-upload snap --disabled")
+		"--share public=/srv/public --share in=/srv/in:rw --certificate "+testFingerprint+" --on-upload snap --disabled")
 	if out != "added user ann, home /srv/ann\n" {
 		t.Errorf("add says %q", out)
 	}
@@ -94,7 +94,7 @@ func TestUserAddPasswdSetListShowDel(t *testing.T) {
 	if !u.hash.matches("a good secret") || u.QuotaBytes != 2<<30 || u.QuotaFiles != 1000 || len(u.Commands) != 2 || u.Permissions != permRead|permList ||
 		!u.Shell || u.TLS != "optional" || u.Home != "/srv/ann" || *u.UID != 1000 || len(u.AllowFrom) != 2 || u.Sessions != 3 || u.DownloadRate != 1<<20 ||
 		u.UploadRate != 500000 || u.WhenFull != "rotate" || u.Expire.std() != 30*24*time.Hour || u.Shares["public"] != (shareConfig{"/srv/public", false}) ||
-		u.Shares["in"] != (shareConfig{"/srv/in", true}) || u.Certificates[0] != testCertificate || u.OnUpload != "snap" || !u.Disabled {
+		u.Shares["in"] != (shareConfig{"/srv/in", true}) || u.Certificates[0] != testFingerprint || u.OnUpload != "snap" || !u.Disabled {
 		t.Errorf("add wrote\n%s", b.file("ann"))
 	}
 

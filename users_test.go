@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	testCertificate = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+	testFingerprint = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 	testUsersDir    = "/etc/berth/users.d"
 	testStateDir    = "/var/lib/berth"
 
@@ -105,7 +105,7 @@ func TestUserFileWithEveryKey(t *testing.T) {
 	}
 	uid := uint32(1000)
 	want := &user{
-		Name: "ann", Password: got.Password, Certificates: []string{testCertificate}, Home: "/srv/scans",
+		Name: "ann", Password: got.Password, Certificates: []string{testFingerprint}, Home: "/srv/scans",
 		QuotaBytes: 2 << 30, QuotaFiles: 100000, Permissions: permRead | permList, Commands: []string{"uptime", "snap"},
 		Shell: true, TLS: "optional", AllowFrom: networks, Sessions: 3, DownloadRate: 1 << 20, WhenFull: "rotate",
 		Expire: duration(30 * 24 * time.Hour), UID: &uid, Shares: map[string]shareConfig{"public": {"/srv/public", true}},
@@ -331,7 +331,7 @@ func TestUsersTrustASettledStamp(t *testing.T) {
 
 func TestUsersByUIDAndCertificate(t *testing.T) {
 	cert := func(extra string) string {
-		return fmt.Sprintf("certificates = [%q]\n%s", testCertificate, extra)
+		return fmt.Sprintf("certificates = [%q]\n%s", testFingerprint, extra)
 	}
 	dir := newUsersDir(t, map[string]string{"ann": cert("uid = 7\n"), "bob": ""})
 	us := mustLoadUsers(t, dir, slog.New(slog.DiscardHandler))
@@ -345,10 +345,10 @@ func TestUsersByUIDAndCertificate(t *testing.T) {
 			t.Errorf("byUID(7) = %q; want %q", got, wantUID)
 		}
 		var names []string
-		for _, u := range us.byCertificate(strings.ToUpper(testCertificate[7:9]) + testCertificate[9:]) {
+		for _, u := range us.byCertificate(strings.ToUpper(testFingerprint[7:9]) + testFingerprint[9:]) {
 			t.Errorf("byCertificate without its prefix finds %q", u.Name)
 		}
-		for _, u := range us.byCertificate("SHA256:" + strings.ToUpper(testCertificate[7:])) {
+		for _, u := range us.byCertificate("SHA256:" + strings.ToUpper(testFingerprint[7:])) {
 			names = append(names, u.Name)
 		}
 		if !slices.Equal(names, wantCertificate) {
@@ -404,7 +404,7 @@ func TestUsersAtOnce(t *testing.T) {
 				case 1:
 					us.byUID(1)
 				case 2:
-					us.byCertificate(testCertificate)
+					us.byCertificate(testFingerprint)
 				case 3:
 					us.all()
 				case 4:
