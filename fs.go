@@ -1227,11 +1227,7 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 				if err != nil {
 					return nil
 				}
-				look := j.lstat
-				if part == "" {
-					look = j.stat // "name/" is a directory or nothing
-				}
-				if e, err := look(p); err == nil && (part != "" || e.isDir()) {
+				if _, err := j.lstat(p); err == nil {
 					out = append(out, prefix+part)
 				}
 				return nil
@@ -1251,6 +1247,7 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 			return nil
 		}
 		var names []string
+		set := globSets(part)
 		err = d.each(false, func(e *entry) error {
 			if steps++; steps > globSteps || len(out)+len(names) >= globResults {
 				return io.EOF
@@ -1258,7 +1255,7 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 			if strings.HasPrefix(e.name, ".") && !strings.HasPrefix(part, ".") {
 				return nil
 			}
-			ok, err := path.Match(part, e.name)
+			ok, err := path.Match(set, e.name)
 			if err != nil {
 				return err
 			}
@@ -1275,7 +1272,13 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 		for _, name := range names {
 			if !more {
 				out = append(out, prefix+name)
-			} else if err := walk(prefix+name+"/", tail); err != nil {
+				continue
+			}
+			// Only a directory has anything below it, "." and ".." included.
+			if p, err := cleanPath(cwd, prefix+name); err != nil || j.isDir(p) != nil {
+				continue
+			}
+			if err := walk(prefix+name+"/", tail); err != nil {
 				return err
 			}
 		}
@@ -1286,6 +1289,24 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 		err = nil // "[" alone: no such name, and no wildcard either
 	}
 	return out, err
+}
+
+// globSets turns the shells' "[!a-z]" into the "[^a-z]" of path.Match, which
+// would else take it for a set of names with the very letters to be left out:
+// BSD clients delete what NLST names.
+func globSets(part string) string {
+	if !strings.Contains(part, "[!") {
+		return part
+	}
+	b := []byte(part)
+	for i := 0; i+1 < len(b); i++ {
+		if b[i] == '\\' {
+			i++
+		} else if b[i] == '[' && b[i+1] == '!' {
+			b[i+1] = '^'
+		}
+	}
+	return string(b)
 }
 
 // isGlob tells whether a name has a wildcard in it.
