@@ -165,21 +165,31 @@ func (s *clientSeat) curlScheme() string {
 }
 
 func clientCurlPut(s *clientSeat, dir string, files []clientFile) error {
-	var conf strings.Builder
-	for _, f := range files {
-		fmt.Fprintf(&conf, "upload-file = %q\nurl = %q\n", f.local, s.url(s.curlScheme(), dir, f.name))
-	}
-	_, err := s.run(conf.String(), "curl", append(s.curlArgs(), "-K", "-")...)
-	return err
+	return s.curlEach(files, func(f clientFile) string {
+		return fmt.Sprintf("upload-file = %q\nurl = %q\n", f.local, s.url(s.curlScheme(), dir, f.name))
+	})
 }
 
 func clientCurlGet(s *clientSeat, dir string, files []clientFile) error {
-	var conf strings.Builder
-	for _, f := range files {
-		fmt.Fprintf(&conf, "output = %q\nurl = %q\n", f.local, s.url(s.curlScheme(), dir, f.name))
+	return s.curlEach(files, func(f clientFile) string {
+		return fmt.Sprintf("output = %q\nurl = %q\n", f.local, s.url(s.curlScheme(), dir, f.name))
+	})
+}
+
+// curlEach gives a few files to one curl, so that they share a connection, and many to one curl each: curl 7.88 often waits
+// a second before it connects for the second and later transfers of a process, with every server.
+func (s *clientSeat) curlEach(files []clientFile, config func(f clientFile) string) error {
+	const shared = 6
+	var errs []error
+	for batch := range slices.Chunk(files, max(1, shared/len(files)*shared)) {
+		var text strings.Builder
+		for _, f := range batch {
+			text.WriteString(config(f))
+		}
+		_, err := s.run(text.String(), "curl", append(s.curlArgs(), "-K", "-")...)
+		errs = append(errs, err)
 	}
-	_, err := s.run(conf.String(), "curl", append(s.curlArgs(), "-K", "-")...)
-	return err
+	return errors.Join(errs...)
 }
 
 func clientCurlList(s *clientSeat, kind, dir string) (string, error) {
@@ -214,7 +224,7 @@ func clientCurlKilled(t *testing.T, s *clientSeat) {
 	s.user = clientSlowUser
 	old := clientBytes(4, 5000)
 	s.remote(t, "kept.bin", old)
-	local := s.local("new.bin", clientBytes(5, clientSlowSize))
+	local := s.local("new.bin", clientBytes(5, clientSlowPut))
 	cmd, out, done := s.start(nil, "curl", append(s.curlArgs(), "-T", local, s.url(s.curlScheme(), s.subdir, "kept.bin"))...)
 	s.awaitUpload(t, "kept.bin", int64(len(old)))
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -892,7 +902,7 @@ func (s *clientSeat) rcloneRemote(dir, more string) (string, error) {
 		host = "[" + host + "]" // rclone joins host and port with a bare colon
 	}
 	tls := map[string]string{"plain": "", "tls": ",explicit_tls=true", "implicit": ",tls=true"}[s.security]
-	return fmt.Sprintf(":ftp,host='%s',port=%s,user=%s,pass=%s%s,encoding='Slash,Ctl'%s:%s",
+	return fmt.Sprintf(":ftp,host='%s',port=%s,user=%s,pass=%s%s,encoding='Slash'%s:%s",
 		host, port, s.user, strings.TrimSpace(password), tls, more, dir), nil
 }
 

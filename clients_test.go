@@ -29,6 +29,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,10 +51,11 @@ const (
 	// loopback takes well under a second, so what takes this long never ends.
 	clientTimeout = 40 * time.Second
 
-	// clientSlowRate and clientSlowSize give an interrupted transfer 16 seconds to be
-	// interrupted in.
-	clientSlowRate = "256KiB"
-	clientSlowSize = 4 << 20
+	// clientSlowRate and the sizes leave seconds to interrupt a transfer in. An upload must also be more than what fits in
+	// the kernel's buffers between client and server, or the client is done before it is interrupted.
+	clientSlowRate = "1MiB"
+	clientSlowGet  = 8 << 20
+	clientSlowPut  = 48 << 20
 
 	clientManyNames = 5000
 	clientSessions  = 20
@@ -293,7 +295,7 @@ func clientManySessions(t *testing.T, s *clientSeat) {
 // abortGet presses Ctrl-C in the middle of a download; the next transfers of the same
 // session must work. get is formatted with the local directory and the remote one; after also with a file to upload.
 func (s *clientSeat) abortGet(t *testing.T, name string, args []string, head, get, after string) {
-	s.remote(t, "big.bin", clientBytes(8, clientSlowSize))
+	s.remote(t, "big.bin", clientBytes(8, clientSlowGet))
 	s.remote(t, "small.bin", clientBytes(9, 3000))
 	up := s.local("after.bin", clientBytes(10, 3000))
 	tty := s.terminal(t, name, args...)
@@ -306,7 +308,7 @@ func (s *clientSeat) abortGet(t *testing.T, name string, args []string, head, ge
 	tty.say("\x03")
 	tty.say(fmt.Sprintf(after, s.dir, s.subdir, up) + "quit\n")
 	tty.wait(t)
-	if info, err := os.Stat(big); err != nil || info.Size() >= clientSlowSize {
+	if info, err := os.Stat(big); err != nil || info.Size() >= clientSlowGet {
 		t.Errorf("the interrupted download is whole (%v): it was not interrupted", err)
 	}
 	clientCompare(t, "download after the interrupted one", filepath.Join(s.dir, "small.bin"), s.home("small.bin"))
@@ -320,7 +322,7 @@ func (s *clientSeat) abortPut(t *testing.T, name string, args []string, head, pu
 	old := clientBytes(11, 5000)
 	s.remote(t, "big.bin", old)
 	s.remote(t, "small.bin", clientBytes(9, 3000))
-	content := clientBytes(12, clientSlowSize)
+	content := clientBytes(12, clientSlowPut)
 	local := s.local("big.bin", content)
 	tty := s.terminal(t, name, args...)
 	tty.say(head + fmt.Sprintf(put, local, s.subdir))
@@ -698,11 +700,18 @@ level = "debug"
 	serve := exec.Command(binary, "serve", "--config", config)
 	serve.Stdout, serve.Stderr = log, log
 	serve.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := serve.Start(); err != nil {
+	// The server dies with the test even where no cleanup runs, as after -timeout. The kernel watches the thread that
+	// started it, so that thread stays.
+	serve.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started, ended := make(chan error, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		started <- serve.Start()
+		ended <- serve.Wait()
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- serve.Wait() }()
 	t.Cleanup(func() {
 		rig.checkQuiet(t)
 		_ = serve.Process.Signal(syscall.SIGTERM)

@@ -37,6 +37,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	rtmetrics "runtime/metrics"
 	"slices"
 	"strings"
 	"sync"
@@ -63,13 +64,20 @@ const (
 	acceptPauseMax = time.Second
 	refuseTimeout  = time.Second // for telling a refused client why
 	chatKept       = 100         // messages that SITE SAY can still show
-	maxSaid        = 1000        // bytes of one message
+
+	// tidyAfter is how long after the last login or logout memory is looked at,
+	// and tidyAbove from how much unused memory on it goes back to the system. A
+	// password hash alone leaves 19 MiB behind, which a small box can use better.
+	tidyAfter = 1500 * time.Millisecond
+	tidyAbove = 2 << 20
+	maxSaid   = 1000 // bytes of one message
 )
 
 // version is set when a release is linked: -ldflags "-X main.version=1.2.3".
 var version string
 
 func main() {
+	runtime.MemProfileRate = 0 // its table alone is more than a megabyte, and nobody reads it
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -395,6 +403,7 @@ type server struct {
 	started    time.Time
 
 	sockets []socket
+	tidying *time.Timer
 
 	mu       sync.Mutex // guards what follows; held for moments only
 	sessions map[uint64]*session
@@ -435,6 +444,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.current.Store(cfg)
+	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
 	v, rev := buildVersion()
 	s.metrics = newMetrics(v, rev, metricSources{
 		StateFree:         func() (uint64, error) { return freeBytes(cfg.Server.StateDir) },
@@ -453,6 +463,18 @@ func freeBytes(dir string) (uint64, error) {
 		return 0, err
 	}
 	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// tidy gives memory back after a burst. Left alone the runtime does so too, but
+// only at its next collection, which an idle box may not see for minutes.
+func (s *server) tidy() {
+	sample := []rtmetrics.Sample{{Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	rtmetrics.Read(sample)
+	unused := sample[0].Value.Uint64() + sample[1].Value.Uint64() - min(sample[1].Value.Uint64(), sample[2].Value.Uint64())
+	if unused > tidyAbove {
+		runtime.GC() // pools keep what they hold through one collection
+		debug.FreeOSMemory()
+	}
 }
 
 func (s *server) config() *config { return s.current.Load() }
@@ -551,6 +573,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	case <-time.After(2 * closeTimeout):
 		s.log.Warn("some sessions did not end in time")
 	}
+	s.tidying.Stop()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
 }
 
@@ -930,6 +953,7 @@ func (s *server) enter(u *user) (*account, error) {
 		return nil, errTooMany
 	}
 	a.sessions++
+	s.tidying.Reset(tidyAfter)
 	a.up = adjust(a.up, int64(u.UploadRate))
 	a.down = adjust(a.down, int64(u.DownloadRate))
 	return a, nil
@@ -958,6 +982,7 @@ func (u *user) shareSpecs() map[string]shareSpec {
 func (s *server) leave(a *account) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.tidying.Reset(tidyAfter)
 	if a.sessions--; a.sessions == 0 {
 		delete(s.accounts, a.name)
 	}
@@ -1071,13 +1096,15 @@ func runDemo(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	passwordFile := fs.String("password-file", "", "the password is in `FILE`, or is put there if there is none")
 	// Options may come after DIR, as people type them.
 	var rest []string
-	for len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		rest, args = append(rest, args[0]), args[1:]
+	for {
+		if code, ok := parse(fs, args, len(args), stdout, stderr); !ok {
+			return code
+		}
+		if fs.NArg() == 0 {
+			break
+		}
+		rest, args = append(rest, fs.Arg(0)), fs.Args()[1:]
 	}
-	if code, ok := parse(fs, args, 1-min(1, len(rest)), stdout, stderr); !ok {
-		return code
-	}
-	rest = append(rest, fs.Args()...)
 	if len(rest) > 1 {
 		fmt.Fprintf(stderr, "berth demo: one directory at most, not %q\n", rest)
 		return exitUsage

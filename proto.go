@@ -134,10 +134,9 @@ const (
 // most maxLine bytes, without Telnet commands. It buffers nothing beyond one
 // read and one line, and is pooled, so that an idle session has none.
 type lineReader struct {
-	raw     [4096]byte
+	raw     [1024]byte
 	r, w    int
-	line    [maxLine]byte
-	n       int
+	line    []byte
 	telnet  telnetState
 	cr      bool // a CR may be the first half of a line end
 	skip    bool // the line was too long
@@ -146,13 +145,29 @@ type lineReader struct {
 
 var lineReaders = sync.Pool{New: func() any { return new(lineReader) }}
 
+// takeLineReader gives the session a reader, dropLineReader takes it back.
+func (s *session) takeLineReader() {
+	if s.in == nil {
+		s.in = lineReaders.Get().(*lineReader)
+		s.in.reset()
+	}
+}
+
+func (s *session) dropLineReader() {
+	if s.in != nil && cap(s.in.line) <= len(s.in.raw) { // not one that a long line made large
+		lineReaders.Put(s.in)
+	}
+	s.in = nil
+}
+
 // buffered tells whether bytes are waiting that make up no line yet, or may.
 func (l *lineReader) buffered() bool {
-	return l.r < l.w || l.n > 0 || l.cr || l.skip || l.telnet != telnetData
+	return l.r < l.w || len(l.line) > 0 || l.cr || l.skip || l.telnet != telnetData
 }
 
 func (l *lineReader) reset() {
-	l.r, l.w, l.n, l.telnet, l.cr, l.skip, l.skipped = 0, 0, 0, telnetData, false, false, 0
+	l.r, l.w, l.telnet, l.cr, l.skip, l.skipped = 0, 0, telnetData, false, false, 0
+	l.line = l.line[:0]
 }
 
 // space is where the next read puts its bytes, all earlier ones being used up.
@@ -181,7 +196,7 @@ func (l *lineReader) next() ([]byte, lineStatus) {
 				continue
 			case c >= telnetSE:
 				continue // IP, DM, ABOR's AO and the like mean nothing by themselves
-			case l.n > 0 || l.skip:
+			case len(l.line) > 0 || l.skip:
 				// No command, and in the middle of a line: a name with a byte 255
 				// from a client that does not escape it.
 				if st := l.put(iac); st != lineNone {
@@ -216,7 +231,7 @@ func (l *lineReader) next() ([]byte, lineStatus) {
 				l.telnet = telnetIAC
 				continue
 			}
-			if c == telnetDM && l.n == 0 && !l.skip {
+			if c == telnetDM && len(l.line) == 0 && !l.skip {
 				continue // a data mark that lost its IAC; no verb begins so
 			}
 		}
@@ -258,23 +273,22 @@ func (l *lineReader) put(c byte) lineStatus {
 		}
 		return lineNone
 	}
-	if l.n == maxLine {
+	if len(l.line) == maxLine {
 		l.skip, l.skipped = true, 0
 		return lineTooLong
 	}
-	l.line[l.n] = c
-	l.n++
+	l.line = append(l.line, c)
 	return lineNone
 }
 
 // end closes a line; ok is false for the tail of one that was too long.
 func (l *lineReader) end() (line []byte, ok bool) {
+	line = l.line
+	l.line = l.line[:0]
 	if l.skip {
-		l.skip, l.n = false, 0
+		l.skip = false
 		return nil, false
 	}
-	line = l.line[:l.n]
-	l.n = 0
 	return line, true
 }
 
@@ -346,9 +360,8 @@ type session struct {
 
 var errQuit = errors.New("session over")
 
-// serveControl runs a session to its end. It returns at once where the
-// connection is plain TCP: idle sessions have no goroutine of their own
-// beyond one that waits.
+// serveControl begins a session and returns; the session then runs on
+// goroutines of its own, one at a time, until finish.
 func (s *session) serveControl() {
 	cfg := s.srv.config()
 	s.idleAt = s.started.Add(cfg.Limits.LoginTimeout.std())
@@ -359,12 +372,12 @@ func (s *session) serveControl() {
 	if s.hasUID {
 		// On the unix socket the kernel has said who it is.
 		if u := s.srv.users.byUID(s.localUID); u != nil && s.srv.auth.allowed(u, s.peer) {
-			s.run(s.login(u, "local", codeReady))
+			go s.run(s.login(u, "local", codeReady))
 			return
 		}
 	}
 	s.reply(codeReady, cfg.Server.Name+" ready.")
-	s.run(nil)
+	go s.run(nil) // and not a call: what is below on the stack stays as long as the session runs
 }
 
 // run is the session's loop: lines in, replies out, until nothing has come
@@ -386,7 +399,7 @@ func (s *session) run(err error) {
 		switch {
 		case err == nil:
 		case err == errParked:
-			go s.park()
+			s.park()
 			return
 		default:
 			s.finish(s.farewell(err))
@@ -433,26 +446,34 @@ func (s *session) farewell(err error) string {
 	return "error"
 }
 
-// park waits for the client on a goroutine of the smallest size, and hands
-// over to a fresh one as soon as there is something to read.
+// park leaves the session to a goroutine of the smallest size, which does
+// nothing but wait for the client; all that takes more stack is done before.
 func (s *session) park() {
-	go s.run(s.awaitInput())
-}
-
-func (s *session) awaitInput() error {
 	rc, err := s.bare.(syscall.Conn).SyscallConn()
 	if err != nil {
-		return err
+		go s.run(err)
+		return
 	}
 	s.bare.SetReadDeadline(s.idleAt)
 	if !s.setIdle(true) {
-		return errDrain
+		go s.run(errDrain)
+		return
 	}
-	err = rc.Read(readable)
+	go s.wait(rc)
+}
+
+// wait must not call anything else: at two kilobytes of stack ten thousand
+// idle sessions are 20 MiB, and the next size is twice that.
+func (s *session) wait(rc syscall.RawConn) {
+	err := rc.Read(readable)
+	go s.resume(err)
+}
+
+func (s *session) resume(err error) {
 	if !s.setIdle(false) {
-		return errDrain
+		err = errDrain
 	}
-	return err
+	s.run(err)
 }
 
 // readable peeks: the poller's edge may have been used up by an earlier read.
@@ -549,10 +570,7 @@ func (s *session) isDraining() bool {
 
 // read waits for input. A plain connection that stays quiet is parked.
 func (s *session) read() error {
-	if s.in == nil {
-		s.in = lineReaders.Get().(*lineReader)
-		s.in.reset()
-	}
+	s.takeLineReader()
 	_, canPark := s.conn.(syscall.Conn)
 	deadline := s.idleAt
 	if canPark {
@@ -581,8 +599,7 @@ func (s *session) read() error {
 	}
 	if canPark && errors.Is(err, os.ErrDeadlineExceeded) {
 		if !s.in.buffered() {
-			lineReaders.Put(s.in)
-			s.in = nil
+			s.dropLineReader()
 		}
 		return errParked
 	}
@@ -615,10 +632,7 @@ func (s *session) misbehaved(weight int) error {
 func (s *session) finish(result string) {
 	s.arm.disarm()
 	s.logout()
-	if s.in != nil {
-		lineReaders.Put(s.in)
-		s.in = nil
-	}
+	s.dropLineReader()
 	if s.tls != nil {
 		s.srv.keys.end(s.tls)
 	}
@@ -1021,10 +1035,7 @@ func (s *session) startWatch() {
 }
 
 func (s *session) watch(x *transfer) {
-	if s.in == nil {
-		s.in = lineReaders.Get().(*lineReader)
-		s.in.reset()
-	}
+	s.takeLineReader()
 	held := 0
 	for _, p := range s.pending {
 		held += len(p)
@@ -1115,10 +1126,7 @@ func (s *session) controlAlive() bool {
 		return alive
 	}
 	// Under TLS what waits may be a command, or the alert that ends it all.
-	if s.in == nil {
-		s.in = lineReaders.Get().(*lineReader)
-		s.in.reset()
-	}
+	s.takeLineReader()
 	s.conn.SetReadDeadline(time.Now().Add(alertTimeout))
 	n, err := s.conn.Read(s.in.space())
 	s.in.w += n
