@@ -6,6 +6,8 @@ package main
 // the row (section 4) it is for.
 
 import (
+	"bytes"
+	"compress/zlib"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -910,4 +912,89 @@ func TestParkedSessions(t *testing.T) {
 	idle.closed()
 	whole.cmd("QUIT", "221 *")
 	whole.closed()
+}
+
+// --- transfers ---
+
+// TestUploadNeedsTheControlConnection: a client that is gone did not finish its upload,
+// however well its data connection ended, and however early it went.
+func TestUploadNeedsTheControlConnection(t *testing.T) {
+	b := newFTPBox(t, realListen, "")
+	addr := b.serveReal(t)[0]
+	b.put(t, "a", "old")
+	for try := range 20 {
+		c := b.dialReal(t, addr).login()
+		c.cmd("EPSV", "229 *")
+		d := c.open()
+		c.cmd("STOR a", "150 *")
+		io.WriteString(d, "new")
+		c.bare.Close()
+		if try%2 == 1 { // the session may have seen it already, or not
+			d.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+			d.Read(make([]byte, 1))
+		}
+		d.Close()
+	}
+	b.srv.shutdown(nil)
+	if got := b.content(t, "a"); got != "old" {
+		t.Fatalf("the file became %q", got)
+	}
+	if n := b.metric(t, "berth_transfers_total", "client_gone"); n != 20 {
+		t.Errorf("%v of 20 uploads count as client_gone", n)
+	}
+}
+
+// TestDownloadOfOneVersion: a file replaced during RETR is still read to its end.
+func TestDownloadOfOneVersion(t *testing.T) {
+	inBox(t, "", "", func(t *testing.T, b *ftpBox) {
+		old := strings.Repeat("old ", 1<<18)
+		b.put(t, "a", old)
+		c, other := b.dial(t).login(), b.dial(t).login()
+		c.cmd("EPSV", "229 *")
+		d := c.data()
+		c.cmd("RETR a", "150 *")
+		if got := other.store("STOR a", "new"); !strings.HasPrefix(got, "226") {
+			t.Fatal(got)
+		}
+		other.cmd("DELE a", "250 *")
+		got, err := io.ReadAll(d)
+		if err != nil || string(got) != old {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+		c.want("226 *")
+	})
+}
+
+func TestModeZ(t *testing.T) {
+	inBox(t, "transfer.mode_z = true\n", "", func(t *testing.T, b *ftpBox) {
+		content := strings.Repeat("compress me ", 10_000)
+		b.put(t, "a", content)
+		c := b.dial(t).login()
+		c.cmd("MODE Z", "200 *")
+		for command, want := range map[string]string{"RETR a": content, "NLST": "a\r\n"} {
+			z, err := zlib.NewReader(strings.NewReader(c.fetch(command)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(z); err != nil || string(got) != want {
+				t.Fatalf("%s: %d bytes, %v", command, len(got), err)
+			}
+		}
+		var packed bytes.Buffer
+		z := zlib.NewWriter(&packed)
+		io.WriteString(z, content)
+		z.Close()
+		if got := c.store("STOR b", packed.String()); !strings.HasPrefix(got, "226") || b.content(t, "b") != content {
+			t.Fatal(got)
+		}
+		// A stream that is cut, or none at all, is no upload.
+		for _, bad := range []string{packed.String()[:packed.Len()-5], "no zlib at all", ""} {
+			if got := c.store("STOR b", bad); !strings.HasPrefix(got, "4") || b.content(t, "b") != content {
+				t.Fatalf("%.20q: %s", bad, got)
+			}
+		}
+		c.cmd("REST 5", "350 *")
+		c.cmd("EPSV", "229 *")
+		c.cmd("STOR b", "554 *")
+	})
 }
