@@ -396,6 +396,7 @@ type server struct {
 	ports      *dataPorts
 	metrics    *metrics
 	splices    splices
+	quick      quickPoll
 	hashing    chan struct{} // a place each for digests computed at once
 	chat       chat
 	ctx        context.Context // ends when the server does
@@ -437,11 +438,12 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	}
 	s := &server{
 		log: log, level: level, users: us, keys: keys,
-		jails: newJailSet(), ports: newDataPorts(),
+		jails:    newJailSet(),
 		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, accounts: map[string]*account{},
 		started: time.Now(),
 	}
+	s.ports = newDataPorts(&s.quick)
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.current.Store(cfg)
 	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
@@ -896,6 +898,7 @@ func (s *server) admit(c *session) (refusal string) {
 	case c.peer.IsValid() && len(s.sessions) >= cfg.Limits.Sessions: // the local socket always has a place
 		return fmt.Sprintf("Too many connections: at most %d; try again later.", cfg.Limits.Sessions)
 	}
+	s.quick.busy.Add(1)
 	s.nextID++
 	c.id = s.nextID
 	s.sessions[c.id] = c

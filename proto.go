@@ -487,7 +487,14 @@ func readable(fd uintptr) bool {
 func (s *session) setIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.idle = idle
+	if s.idle != idle {
+		s.idle = idle
+		if idle {
+			s.srv.quick.busy.Add(-1)
+		} else {
+			s.srv.quick.busy.Add(1)
+		}
+	}
 	return !s.draining
 }
 
@@ -586,7 +593,7 @@ func (s *session) read() error {
 	}
 	if sc, ok := s.conn.(syscall.Conn); ok {
 		if rc, err := sc.SyscallConn(); err == nil {
-			rc.Control(func(fd uintptr) { readySoon(int(fd), unix.POLLIN) })
+			rc.Control(func(fd uintptr) { s.srv.quick.soon(int(fd), unix.POLLIN) })
 		}
 	}
 	n, err := s.conn.Read(s.in.space())
@@ -630,6 +637,7 @@ func (s *session) misbehaved(weight int) error {
 
 // finish ends the session for good. It runs once, on the session's goroutine.
 func (s *session) finish(result string) {
+	s.setIdle(true)
 	s.arm.disarm()
 	s.logout()
 	s.dropLineReader()

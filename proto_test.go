@@ -485,7 +485,7 @@ func (b *ftpBox) dialFrom(t testing.TB, peer, local netip.Addr, kind string) *ft
 // addresses. config has a [listen] part only if it wants others than one for control.
 func (b *ftpBox) serveReal(t testing.TB) []net.Addr {
 	t.Helper()
-	b.srv.ports = newDataPorts()
+	b.srv.ports = newDataPorts(&quickPoll{})
 	if err := b.srv.openSockets(false); err != nil {
 		t.Fatal(err)
 	}

@@ -40,10 +40,10 @@ const (
 	// sendChunk is how much one sendfile call is asked for at most: often
 	// enough for limits and progress, too seldom to cost anything.
 	sendChunk = 8 << 20
-	// firstRead is read plainly before an upload goes over to splice: most
-	// files are smaller, and a splice costs a pipe.
-	firstRead  = 64 << 10
-	copyBuffer = 256 << 10 // TLS and hashing copies; larger measured no faster
+	// copyBuffer is for TLS and hashing copies; larger measured no faster. Plain
+	// uploads go over to splice after the first one: most files are smaller, and
+	// a splice costs a pipe.
+	copyBuffer = 256 << 10
 	// maxSplices bounds the pipes that splices hold: past pipe-user-pages-soft
 	// (16,384 pages a user, pipe(7)) new pipes shrink to two pages.
 	maxSplices = 48
@@ -77,9 +77,9 @@ type dataPorts struct {
 }
 
 // newDataPorts uses the real network.
-func newDataPorts() *dataPorts {
+func newDataPorts(quick *quickPoll) *dataPorts {
 	return &dataPorts{
-		listen: listenQuick,
+		listen: func(a netip.AddrPort) (net.Listener, error) { return listenQuick(a, quick) },
 		dial: func(local netip.Addr, to netip.AddrPort, timeout time.Duration) (net.Conn, error) {
 			d := net.Dialer{Timeout: timeout, KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
 			return d.Dial("tcp", to.String())
@@ -120,49 +120,131 @@ func (p *dataPorts) passive(local netip.Addr, ports portRange) (net.Listener, ui
 	return nil, 0, last
 }
 
-// A quick wait is one in poll(2) instead of in Go's poller: where the other side
-// answers within microseconds, as on a LAN and with small files, putting a
-// processor to sleep and waking it again is most of the cost of a transfer
-// (measured with 4 KiB files and one session: a third less CPU). It holds a
-// processor while it lasts, so one at a time may wait so, for quickWait, and
-// none where there is but one processor.
-const quickWait = 2 // milliseconds
-
-var quickWaiting atomic.Int32
-
-// readySoon waits a moment for events on fd; false: it will take longer.
-func readySoon(fd int, events int16) bool {
-	if !quickWaiting.CompareAndSwap(0, 1) {
-		return false
-	}
-	defer quickWaiting.Store(0)
-	if runtime.GOMAXPROCS(0) == 1 {
-		return false
-	}
-	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
-	n, err := unix.Poll(p[:], quickWait)
-	return n > 0 || err == unix.EINTR
+// A quickPoll decides who may wait in poll(2) instead of in Go's poller. Where
+// the other side answers within microseconds, as on a LAN and with small files,
+// putting a processor to sleep and waking it again is most of the cost of a
+// transfer (measured with 4 KiB files and one session: a third less CPU). But
+// such a wait holds a processor, so it is for one at a time, and only while no
+// more sessions are at work than there are processors.
+type quickPoll struct {
+	waiting atomic.Bool
+	busy    atomic.Int32 // sessions that are not waiting for a command
 }
 
-// A quickListener is a listening socket that Go's poller does not know, and
-// quickConn a data connection of the same kind. Most data connections are
-// opened, used and closed within a millisecond; for them the poller, and what
-// package net asks the kernel about every socket, are most of the cost. The
-// first operation that has to wait longer than readySoon settles them as
-// ordinary net sockets, for good.
+const quickWait = 2 // milliseconds
+
+// soon waits a moment for events on fd; false: it will take longer.
+func (q *quickPoll) soon(fd int, events int16) bool {
+	n := int32(runtime.GOMAXPROCS(0))
+	if n == 1 || q.busy.Load() > n || !q.waiting.CompareAndSwap(false, true) {
+		return false
+	}
+	defer q.waiting.Store(false)
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
+	ready, err := unix.Poll(p[:], quickWait)
+	return ready > 0 || err == unix.EINTR
+}
+
+// A quickSocket is a socket that Go's poller does not know until it has to wait
+// for longer than a moment. Most data connections are opened, used and closed
+// within a millisecond; for them the poller, and what package net asks the
+// kernel about every socket, are most of the cost.
 //
-// They belong to one goroutine; only SetDeadline may be called by others.
-type quickListener struct {
-	fd   int
-	addr netip.AddrPort
+// It belongs to one goroutine; only SetDeadline may be called by others.
+type quickSocket struct {
+	fd    int
+	quick *quickPoll
 
 	mu       sync.Mutex // guards what follows
 	deadline time.Time
-	slow     *net.TCPListener
+	file     *os.File // known to the poller
 }
 
+func (q *quickSocket) SetDeadline(t time.Time) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.deadline = t
+	if q.file != nil {
+		return q.file.SetDeadline(t)
+	}
+	return nil
+}
+
+func (q *quickSocket) Close() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.file != nil {
+		return q.file.Close()
+	}
+	if q.fd < 0 {
+		return net.ErrClosed
+	}
+	err := unix.Close(q.fd)
+	q.fd = -1
+	return err
+}
+
+// do runs call, a non-blocking system call on the socket, until it has
+// something better to say than EAGAIN.
+func (q *quickSocket) do(name string, events int16, call func(fd int) error) error {
+	for q.file == nil {
+		if q.fd < 0 {
+			return net.ErrClosed
+		}
+		err := call(q.fd)
+		switch {
+		case err == nil:
+			return nil
+		case err == unix.EINTR:
+		case err != unix.EAGAIN:
+			return os.NewSyscallError(name, err)
+		case !q.quick.soon(q.fd, events):
+			q.join()
+		}
+	}
+	rc, err := q.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	wait := rc.Read
+	if events == unix.POLLOUT {
+		wait = rc.Write
+	}
+	var result error
+	err = wait(func(fd uintptr) bool {
+		for {
+			if result = call(int(fd)); result != unix.EINTR {
+				return result != unix.EAGAIN
+			}
+		}
+	})
+	if err == nil && result != nil {
+		err = os.NewSyscallError(name, result)
+	}
+	return err
+}
+
+// join makes the socket known to the poller, for good.
+func (q *quickSocket) join() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.file = os.NewFile(uintptr(q.fd), "data connection") // non-blocking, so it is polled
+	q.fd = -1
+	q.file.SetDeadline(q.deadline)
+}
+
+// A quickListener is a passive port.
+type quickListener struct {
+	quickSocket
+	addr netip.AddrPort
+}
+
+// quickBacklog is how many may knock at a passive port at once. One is
+// expected; strangers must not keep it out.
+const quickBacklog = 16
+
 // listenQuick listens on addr; port 0 takes a free one.
-func listenQuick(addr netip.AddrPort) (net.Listener, error) {
+func listenQuick(addr netip.AddrPort, quick *quickPoll) (net.Listener, error) {
 	sa, family := sockaddr(addr)
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -189,12 +271,8 @@ func listenQuick(addr netip.AddrPort) (net.Listener, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &quickListener{fd: fd, addr: addr}, nil
+	return &quickListener{quickSocket{fd: fd, quick: quick}, addr}, nil
 }
-
-// quickBacklog is how many may knock at a passive port at once. One is
-// expected; strangers must not keep it out.
-const quickBacklog = 16
 
 func sockaddr(a netip.AddrPort) (unix.Sockaddr, int) {
 	if ip := a.Addr(); !ip.Is4() {
@@ -223,211 +301,97 @@ func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 
 func (l *quickListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }
 
-func (l *quickListener) SetDeadline(t time.Time) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.deadline = t
-	if l.slow != nil {
-		return l.slow.SetDeadline(t)
-	}
-	return nil
-}
-
-func (l *quickListener) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.slow != nil {
-		return l.slow.Close()
-	}
-	if l.fd < 0 {
-		return nil
-	}
-	err := unix.Close(l.fd)
-	l.fd = -1
-	return err
-}
-
 func (l *quickListener) Accept() (net.Conn, error) {
-	for l.fd >= 0 {
-		fd, sa, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		switch err {
-		case nil:
-			return &quickConn{fd: fd, local: l.addr, remote: addrPortOf(sa)}, nil
-		case unix.EINTR, unix.ECONNABORTED:
-		case unix.EAGAIN:
-			if !readySoon(l.fd, unix.POLLIN) {
-				if err := l.settle(); err != nil {
-					return nil, err
-				}
-			}
-		default:
-			return nil, os.NewSyscallError("accept4", err)
+	for {
+		var fd int
+		var sa unix.Sockaddr
+		err := l.do("accept4", unix.POLLIN, func(listener int) (err error) {
+			fd, sa, err = unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			return err
+		})
+		switch {
+		case err == nil:
+			return &quickConn{quickSocket: quickSocket{fd: fd, quick: l.quick}, local: l.addr, remote: addrPortOf(sa)}, nil
+		case !errors.Is(err, unix.ECONNABORTED):
+			return nil, err
 		}
 	}
-	if l.slow == nil {
-		return nil, net.ErrClosed
-	}
-	return l.slow.Accept()
 }
 
-// settle hands the socket to package net.
-func (l *quickListener) settle() error {
-	f := os.NewFile(uintptr(l.fd), "passive port")
-	l.fd = -1
-	ln, err := net.FileListener(f)
-	f.Close()
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.slow = ln.(*net.TCPListener)
-	return l.slow.SetDeadline(l.deadline)
-}
-
+// A quickConn is the data connection that came in on a quickListener.
 type quickConn struct {
-	fd            int
+	quickSocket
 	local, remote netip.AddrPort
-
-	mu       sync.Mutex // guards what follows
-	deadline time.Time
-	slow     *net.TCPConn
 }
 
 func (c *quickConn) LocalAddr() net.Addr  { return net.TCPAddrFromAddrPort(c.local) }
 func (c *quickConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
 
-func (c *quickConn) SetDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadline = t
-	if c.slow != nil {
-		return c.slow.SetDeadline(t)
-	}
-	return nil
-}
-
 func (c *quickConn) SetReadDeadline(t time.Time) error  { return c.SetDeadline(t) }
 func (c *quickConn) SetWriteDeadline(t time.Time) error { return c.SetDeadline(t) }
 
 func (c *quickConn) SetLinger(sec int) error {
-	if c.slow != nil {
-		return c.slow.SetLinger(sec)
-	}
-	return unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(sec)})
+	return c.do("setsockopt", unix.POLLOUT, func(fd int) error {
+		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(sec)})
+	})
 }
 
-func (c *quickConn) Close() error {
-	if c.slow != nil {
-		return c.slow.Close()
+func (c *quickConn) Read(p []byte) (n int, err error) {
+	err = c.do("read", unix.POLLIN, func(fd int) (err error) {
+		n, err = unix.Read(fd, p)
+		return err
+	})
+	if err != nil {
+		return 0, err
 	}
-	if c.fd < 0 {
-		return net.ErrClosed
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
 	}
-	err := unix.Close(c.fd)
-	c.fd = -1
-	return err
+	return n, nil
 }
 
-// settle hands the socket to package net; further calls return the same.
+func (c *quickConn) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		n := 0
+		err := c.do("write", unix.POLLOUT, func(fd int) (err error) {
+			n, err = unix.Write(fd, p[done:])
+			return err
+		})
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// sendfile sends up to n bytes of f from where it stands; it may send fewer.
+func (c *quickConn) sendfile(f *os.File, n int64) (int64, error) {
+	sent := 0
+	err := c.do("sendfile", unix.POLLOUT, func(fd int) (err error) {
+		sent, err = unix.Sendfile(fd, int(f.Fd()), nil, int(n))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return int64(sent), nil
+}
+
+// settle hands the socket to package net, which splice and TLS want.
 func (c *quickConn) settle() (*net.TCPConn, error) {
-	if c.slow != nil {
-		return c.slow, nil
+	if c.file == nil {
+		c.join()
 	}
-	if c.fd < 0 {
-		return nil, net.ErrClosed
-	}
-	f := os.NewFile(uintptr(c.fd), "data connection")
-	c.fd = -1
-	conn, err := net.FileConn(f)
-	f.Close()
+	conn, err := net.FileConn(c.file)
+	c.file.Close()
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.slow = conn.(*net.TCPConn)
-	return c.slow, c.slow.SetDeadline(c.deadline)
-}
-
-// again tells whether to try the call once more after err, and settles the
-// connection when that would take long. done is the error to return if not.
-func (c *quickConn) again(call string, events int16, err error) (again bool, done error) {
-	switch err {
-	case unix.EINTR:
-		return true, nil
-	case unix.EAGAIN:
-		if readySoon(c.fd, events) {
-			return true, nil
-		}
-		_, err := c.settle()
-		return false, err
-	}
-	return false, os.NewSyscallError(call, err)
-}
-
-func (c *quickConn) Read(p []byte) (int, error) {
-	for c.slow == nil && c.fd >= 0 {
-		n, err := unix.Read(c.fd, p)
-		if err == nil {
-			if n == 0 && len(p) > 0 {
-				return 0, io.EOF
-			}
-			return n, nil
-		}
-		if again, err := c.again("read", unix.POLLIN, err); !again && err != nil {
-			return 0, err
-		}
-	}
-	if c.slow == nil {
-		return 0, net.ErrClosed
-	}
-	return c.slow.Read(p)
-}
-
-func (c *quickConn) Write(p []byte) (int, error) {
-	done := 0
-	for c.slow == nil && c.fd >= 0 && done < len(p) {
-		n, err := unix.Write(c.fd, p[done:])
-		if err == nil {
-			done += n
-			continue
-		}
-		if again, err := c.again("write", unix.POLLOUT, err); !again && err != nil {
-			return done, err
-		}
-	}
-	if done == len(p) {
-		return done, nil
-	}
-	if c.slow == nil {
-		return done, net.ErrClosed
-	}
-	n, err := c.slow.Write(p[done:])
-	return done + n, err
-}
-
-// sendfile sends up to n bytes of f from where it stands, as far as the socket
-// takes them at once. Fewer than n with a nil error: settle and go on.
-func (c *quickConn) sendfile(f *os.File, n int64) (int64, error) {
-	var sent int64
-	for c.slow == nil && c.fd >= 0 && sent < n {
-		m, err := unix.Sendfile(c.fd, int(f.Fd()), nil, int(min(n-sent, sendChunk)))
-		if err == nil {
-			if m == 0 {
-				return sent, errChanged
-			}
-			sent += int64(m)
-			continue
-		}
-		if err == unix.EAGAIN && n-sent > firstRead {
-			return sent, nil // a big file: the poller is the right place
-		}
-		if again, err := c.again("sendfile", unix.POLLOUT, err); !again && err != nil {
-			return sent, err
-		}
-	}
-	return sent, nil
+	return conn.(*net.TCPConn), conn.SetDeadline(c.deadline)
 }
 
 // A dataArm is what PASV, EPSV, PORT or EPRT left behind for the next
@@ -726,7 +690,6 @@ func newLimiter(perSecond int64) *rate.Limiter {
 }
 
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
-var firstBuffers = sync.Pool{New: func() any { b := make([]byte, firstRead); return &b }}
 
 // coding is what happens to bytes on their way: nothing, in the zero value.
 type coding struct {
@@ -746,35 +709,28 @@ func (x *transfer) send(f *os.File, offset, size int64, c coding) error {
 		}
 	}
 	if x.tls == nil && c == (coding{}) {
-		if q, ok := x.conn.(*quickConn); ok && x.limit == nil {
-			n, err := q.sendfile(f, size)
-			x.progress(n)
-			if size -= n; err != nil || size == 0 {
-				return x.explain(err)
-			}
-		}
-		tcp, err := x.bareTCP()
-		if err != nil {
-			return x.explain(err)
-		}
-		if tcp != nil {
-			return x.explain(x.sendfile(tcp, f, size))
+		switch c := x.conn.(type) {
+		case *quickConn:
+			return x.explain(x.sendfile(func(n int64) (int64, error) { return c.sendfile(f, n) }, size))
+		case *net.TCPConn:
+			return x.explain(x.sendfile(func(n int64) (int64, error) { return c.ReadFrom(&io.LimitedReader{R: f, N: n}) }, size))
 		}
 	}
 	return x.explain(x.sendCopy(f, size, c))
 }
 
-func (x *transfer) sendfile(tcp *net.TCPConn, f *os.File, left int64) error {
-	lr := io.LimitedReader{R: f}
+// sendfile moves left bytes by step, which is sendfile(2) on one kind of socket
+// or another.
+func (x *transfer) sendfile(step func(n int64) (int64, error), left int64) error {
 	for left > 0 {
-		lr.N = x.chunk(min(left, sendChunk))
-		if err := x.allow(lr.N); err != nil {
+		most := x.chunk(min(left, sendChunk))
+		if err := x.allow(most); err != nil {
 			return err
 		}
 		if err := x.extend(); err != nil {
 			return err
 		}
-		n, err := tcp.ReadFrom(&lr) // sendfile(2)
+		n, err := step(most)
 		x.progress(n)
 		left -= n
 		if err != nil {
@@ -920,9 +876,9 @@ func (x *transfer) receive(u *upload, c coding, sum hash.Hash, sp *splices) (not
 }
 
 func (x *transfer) splice(u *upload, sp *splices) error {
-	bp := firstBuffers.Get().(*[]byte)
+	bp := copyBuffers.Get().(*[]byte)
 	end, err := x.fill(u, *bp)
-	firstBuffers.Put(bp)
+	copyBuffers.Put(bp)
 	if err != nil || end {
 		return err
 	}
