@@ -886,6 +886,10 @@ func (u *upload) commit(durable bool) error {
 			u.discard()
 			return fmt.Errorf("fdatasync: %w", err)
 		}
+	} else if u.old.isFile() {
+		// ext4 begins writing a file out when it replaces another (ext4(5),
+		// auto_da_alloc), and would do so with the directory locked.
+		unix.SyncFileRange(int(u.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	}
 	d := int(u.dir.Fd())
 	flags := uint(0)
