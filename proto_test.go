@@ -308,6 +308,7 @@ type ftpBox struct {
 	dir  string
 	home string
 	log  *syncBuffer
+	real dataPorts // what net stands in for
 }
 
 // syncBuffer is a log that tests can read while it is written.
@@ -358,6 +359,7 @@ func newFTPBox(t testing.TB, config, user string) *ftpBox {
 		t.Fatal(err)
 	}
 	b.srv.configPath = file
+	b.real = *b.srv.ports
 	b.srv.ports.listen, b.srv.ports.dial = b.net.listen, b.net.dial
 	t.Cleanup(func() {
 		b.srv.end()
@@ -485,7 +487,7 @@ func (b *ftpBox) dialFrom(t testing.TB, peer, local netip.Addr, kind string) *ft
 // addresses. config has a [listen] part only if it wants others than one for control.
 func (b *ftpBox) serveReal(t testing.TB) []net.Addr {
 	t.Helper()
-	b.srv.ports = newDataPorts(&quickPoll{})
+	*b.srv.ports = b.real
 	if err := b.srv.openSockets(false); err != nil {
 		t.Fatal(err)
 	}

@@ -1133,7 +1133,8 @@ type lister struct {
 // appendLIST is a line of ls -l in the C locale and in UTC.
 func (l *lister) appendLIST(b []byte, e *entry) []byte {
 	b = appendMode(b, e.mode)
-	b = appendPadded(b, int64(e.nlink), 4)
+	b = append(b, ' ')
+	b = appendPadded(b, int64(e.nlink), 3)
 	b = append(b, ' ')
 	if e.uid == l.owner.uid {
 		b = appendLeft(b, l.owner.name, 8)
@@ -1142,7 +1143,8 @@ func (l *lister) appendLIST(b []byte, e *entry) []byte {
 	}
 	b = append(b, ' ')
 	b = appendLeft(b, utoa(uint64(e.gid)), 8)
-	b = appendPadded(b, e.size, 13)
+	b = append(b, ' ')
+	b = appendPadded(b, e.size, 12)
 	b = append(b, ' ')
 	if !l.started || e.sec/60 != l.sec/60 || e.sec < 0 { // division rounds towards 1970
 		l.setDate(e.sec)
