@@ -1,0 +1,863 @@
+// proto_transfer.go holds the handlers of verbs that set up and run data
+// connections: TYPE to ALLO, PASV to EPRT, RETR, STOR and the listings. It is
+// apart from proto_files.go as another question: that one asks what may happen
+// to a name, this one how bytes get in and out. Like there, all of it runs for
+// a user who is logged in and whom the table has let pass.
+
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/netip"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// --- transfer parameters ---
+
+func (s *session) cmdTYPE(arg string) error {
+	switch upperASCII(strings.Trim(arg, " ")) {
+	case "A", "A N":
+		s.ascii = true
+		s.reply(codeOK, "Type is ASCII.")
+	case "I", "L 8", "L8":
+		s.ascii = false
+		s.reply(codeOK, "Type is binary.")
+	case "A T", "A C", "E", "E N", "E T", "E C", "L", "L 7", "L 16", "L 32", "L 36":
+		s.reply(codeBadParameter, "Types are A, I and L 8.")
+	default:
+		s.reply(codeBadArgument, "Types are A, I and L 8.")
+	}
+	return nil
+}
+
+// converting tells whether line ends are to be changed: TYPE A does nothing by
+// itself unless it is configured, as in vsftpd.
+func (s *session) converting() bool { return s.ascii && s.srv.config().Transfer.ASCII }
+
+func (s *session) cmdSTRU(arg string) error {
+	switch upperASCII(strings.Trim(arg, " ")) {
+	case "F":
+		s.reply(codeOK, "Structure is file.")
+	case "R", "P":
+		s.reply(codeBadParameter, "The only structure is F.")
+	default:
+		s.reply(codeBadArgument, "The only structure is F.")
+	}
+	return nil
+}
+
+func (s *session) zAllowed() bool { return s.srv.config().Transfer.ModeZ }
+
+func (s *session) cmdMODE(arg string) error {
+	switch upperASCII(strings.Trim(arg, " ")) {
+	case "S":
+		s.modeZ = false
+		s.reply(codeOK, "Mode is stream.")
+		return nil
+	case "Z":
+		if s.zAllowed() {
+			s.modeZ = true
+			s.reply(codeOK, "Mode is deflated stream.")
+			return nil
+		}
+		fallthrough
+	case "B", "C":
+		s.reply(codeBadParameter, "The only mode is S.")
+	default:
+		s.reply(codeBadArgument, "The only mode is S.")
+	}
+	return nil
+}
+
+func (s *session) cmdREST(arg string) error {
+	s.rest, s.rangeFrom, s.rangeTo = 0, 0, -1 // also if this one is refused
+	n, ok := parseOffset(strings.Trim(arg, " "))
+	if !ok {
+		s.reply(codeBadArgument, "REST takes a number of bytes, from 0 to 9223372036854775807.")
+		return nil
+	}
+	if s.converting() && n > 0 {
+		s.reply(codeBadParameter, "REST works with TYPE I.") // RFC 3659 section 5.4
+		return nil
+	}
+	s.rest = n
+	s.reply(codeNeedMore, fmt.Sprintf("The next transfer begins at %d.", n))
+	return nil
+}
+
+// parseOffset reads an unsigned number of at most 63 bits: digits and nothing
+// else, so that signs, spaces and hexadecimal are refused.
+func parseOffset(arg string) (int64, bool) {
+	for i := 0; i < len(arg); i++ {
+		if arg[i] < '0' || arg[i] > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(arg, 10, 64)
+	return n, err == nil
+}
+
+// cmdRANG is draft-bryan-ftp-range section 3: both ends are part of the range,
+// and "1 0" is none.
+func (s *session) cmdRANG(arg string) error {
+	s.rest, s.rangeFrom, s.rangeTo = 0, 0, -1
+	a, b, _ := strings.Cut(strings.Trim(arg, " "), " ")
+	from, ok1 := parseOffset(a)
+	to, ok2 := parseOffset(b)
+	if !ok1 || !ok2 || a == "" || b == "" || from > to && (from != 1 || to != 0) {
+		s.reply(codeBadArgument, "RANG takes the first and the last byte: RANG 0 99 is the first hundred.")
+		return nil
+	}
+	if from > to {
+		s.reply(codeNeedMore, "No range.")
+		return nil
+	}
+	s.rangeFrom, s.rangeTo = from, to
+	s.reply(codeNeedMore, fmt.Sprintf("Range %d to %d.", from, to))
+	return nil
+}
+
+// cmdALLO notes the size of the next upload, which then is not finished with
+// less (contract section 5). "ALLO n R m" has a record size as well.
+func (s *session) cmdALLO(arg string) error {
+	first, _, _ := strings.Cut(strings.Trim(arg, " "), " ")
+	n, ok := parseOffset(first)
+	if !ok || first == "" {
+		s.reply(codeBadArgument, "ALLO takes a number of bytes.")
+		return nil
+	}
+	s.allo = n
+	s.reply(codeOK, "OK.")
+	return nil
+}
+
+// --- data connections ---
+
+const activeOff = "Data connections need TCP; on this socket use STAT, or the framed protocol."
+
+func (s *session) cmdPASV(string) error {
+	if s.epsvAll {
+		s.reply(codeBadArgument, "EPSV ALL was given.") // RFC 2428 section 4
+		return nil
+	}
+	if !s.peer.IsValid() {
+		s.reply(codeNotDone, activeOff)
+		return nil
+	}
+	if !s.local.Is4() {
+		s.reply(codeNoData, "PASV cannot tell an IPv6 address; use EPSV.")
+		return nil
+	}
+	tell, err := s.srv.passiveAddress(s.peer, s.local)
+	if err != nil {
+		s.srv.log.Error("passive address", "session", s.id, "error", err)
+		s.reply(codeNoData, "The passive address cannot be told; use EPSV.")
+		return nil
+	}
+	port, err := s.listen()
+	if err != nil {
+		return s.fail(err)
+	}
+	a := tell.As4()
+	s.reply(codePassive, fmt.Sprintf("Entering Passive Mode (%d,%d,%d,%d,%d,%d)", a[0], a[1], a[2], a[3], port>>8, port&255))
+	return nil
+}
+
+// listen arms a passive port; an earlier one is closed.
+func (s *session) listen() (uint16, error) {
+	s.arm.disarm()
+	ln, port, err := s.srv.ports.passive(s.local, s.srv.config().Passive.Ports)
+	if err != nil {
+		return 0, err
+	}
+	s.arm = dataArm{ln: ln}
+	return port, nil
+}
+
+func (s *session) cmdEPSV(arg string) error {
+	if !s.peer.IsValid() {
+		s.reply(codeNotDone, activeOff)
+		return nil
+	}
+	family := "1"
+	if !s.local.Is4() {
+		family = "2"
+	}
+	switch a := upperASCII(strings.Trim(arg, " ")); a {
+	case "", family:
+	case "ALL":
+		s.epsvAll = true
+		s.reply(codeOK, "From now on EPSV only.")
+		return nil
+	case "1", "2":
+		s.reply(codeBadFamily, fmt.Sprintf("Use the control connection's own family, (%s).", family))
+		return nil
+	default:
+		if _, ok := parseOffset(a); ok {
+			s.reply(codeBadFamily, fmt.Sprintf("Unknown network protocol, use (%s).", family))
+		} else {
+			s.reply(codeBadArgument, "Usage: EPSV [1|2|ALL]")
+		}
+		return nil
+	}
+	port, err := s.listen()
+	if err != nil {
+		return s.fail(err)
+	}
+	s.reply(codeExtPassive, fmt.Sprintf("Entering Extended Passive Mode (|||%d|)", port))
+	return nil
+}
+
+// parsePORT reads "h1,h2,h3,h4,p1,p2" (RFC 959 section 4.1.2).
+func parsePORT(arg string) (netip.AddrPort, bool) {
+	f := strings.Split(strings.Trim(arg, " "), ",")
+	if len(f) != 6 {
+		return netip.AddrPort{}, false
+	}
+	var b [6]byte
+	for i, part := range f {
+		if part == "" || len(part) > 3 {
+			return netip.AddrPort{}, false
+		}
+		n := 0
+		for _, c := range []byte(part) {
+			if c < '0' || c > '9' {
+				return netip.AddrPort{}, false
+			}
+			n = n*10 + int(c-'0')
+		}
+		if n > 255 {
+			return netip.AddrPort{}, false
+		}
+		b[i] = byte(n)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[:4])), uint16(b[4])<<8|uint16(b[5])), true
+}
+
+// parseEPRT reads "|1|132.235.1.2|6275|" with any delimiter (RFC 2428 section
+// 2). family is false for a protocol that is neither 1 nor 2.
+func parseEPRT(arg string) (to netip.AddrPort, ok, family bool) {
+	arg = strings.Trim(arg, " ")
+	if len(arg) < 2 || arg[0] < 33 || arg[0] > 126 {
+		return to, false, true
+	}
+	f := strings.Split(arg, arg[:1])
+	if len(f) != 5 || f[0] != "" || f[4] != "" {
+		return to, false, true
+	}
+	if f[1] != "1" && f[1] != "2" {
+		_, number := parseOffset(f[1])
+		return to, false, !number || f[1] == ""
+	}
+	a, err := netip.ParseAddr(f[2])
+	if err != nil || a.Zone() != "" || a.Is4() != (f[1] == "1") {
+		return to, false, true
+	}
+	port, ok := parseOffset(f[3])
+	if !ok || f[3] == "" || port > 65535 {
+		return to, false, true
+	}
+	return netip.AddrPortFrom(a, uint16(port)), true, true
+}
+
+func (s *session) cmdPORT(arg string) error {
+	if s.epsvAll {
+		s.reply(codeBadArgument, "EPSV ALL was given.")
+		return nil
+	}
+	to, ok := parsePORT(arg)
+	if !ok {
+		s.reply(codeBadArgument, "Usage: PORT h1,h2,h3,h4,p1,p2")
+		return nil
+	}
+	return s.connectTo("PORT", to)
+}
+
+func (s *session) cmdEPRT(arg string) error {
+	if s.epsvAll {
+		s.reply(codeBadArgument, "EPSV ALL was given.")
+		return nil
+	}
+	to, ok, family := parseEPRT(arg)
+	switch {
+	case !family:
+		s.reply(codeBadFamily, "Network protocol not supported, use (1,2).")
+		return nil
+	case !ok:
+		s.reply(codeBadArgument, "Usage: EPRT |1|ADDRESS|PORT| or EPRT |2|ADDRESS|PORT|")
+		return nil
+	}
+	return s.connectTo("EPRT", to)
+}
+
+// connectTo arms an active data connection: to the client itself and nobody
+// else, and to no privileged port (no bounce, RFC 2577 section 3).
+func (s *session) connectTo(verb string, to netip.AddrPort) error {
+	if !s.peer.IsValid() {
+		s.reply(codeNotDone, activeOff)
+		return nil
+	}
+	if to.Addr().Unmap() != s.peer || to.Port() < lowestDataPort {
+		s.refused(verb, to.String())
+		s.reply(codeBadArgument, fmt.Sprintf("Data connections go to your own address and to ports from %d on.", lowestDataPort))
+		return nil
+	}
+	s.arm.disarm()
+	s.arm = dataArm{target: netip.AddrPortFrom(s.peer.WithZone(s.local.Zone()), to.Port())}
+	s.reply(codeOK, "OK.")
+	return nil
+}
+
+// transferFunc moves the bytes of one transfer once the connection is there.
+type transferFunc func(x *transfer) error
+
+// transfer runs one data connection from 150 to the moment before the final
+// reply: it opens it, announces it, encrypts it, moves the bytes, closes it.
+func (s *session) transfer(upload bool, opening string, move transferFunc) (x *transfer, err error, aborts int) {
+	cfg := s.srv.config()
+	if err := s.mayUseClearData(); err != nil {
+		return nil, err, 0
+	}
+	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
+	x.upload = upload
+	ended := false
+	defer func() {
+		if !ended { // a panic: run's recover ends the session, and this the data connection
+			x.close(errControlGone)
+			s.srv.metrics.transferEnded(s.userName(), direction(upload), s.proto, "error", time.Since(x.started))
+		}
+	}()
+	s.flush()
+	err, aborts = s.watched(x, s.verb, func() error {
+		if err := x.open(s.srv.ports, &s.arm, s.local, s.peer); err != nil {
+			return err
+		}
+		s.replyNow(codeDataOpening, opening)
+		if s.private {
+			st, err := x.startTLS(s.srv.keys.data(s.tls, upload))
+			if err != nil {
+				return err
+			}
+			if _, err := s.srv.keys.checkData(s.tls, st); err != nil {
+				s.srv.log.Info("refused", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", s.verb, "result", "TLS session not resumed")
+				return err
+			}
+		}
+		return move(x)
+	})
+	ended = true
+	x.close(err)
+	return x, err, aborts
+}
+
+// direction is how log and metrics call it.
+func direction(upload bool) string {
+	if upload {
+		return "upload"
+	}
+	return "download"
+}
+
+var errClearData = errors.New("this user's data must be private")
+
+// mayUseClearData refuses PROT C where a password would be refused in clear:
+// a user's files deserve no less than his password.
+func (s *session) mayUseClearData() error {
+	if s.private || s.tls == nil || s.user.TLS == "optional" {
+		return nil
+	}
+	switch s.srv.config().TLS.Require {
+	case "none":
+		return nil
+	case "remote":
+		if s.peer.IsLoopback() {
+			return nil
+		}
+	}
+	return errClearData
+}
+
+// conclude replies for a transfer, and for the ABORs that came while it ran:
+// 426 and 226 for one that ended it, 226 for one that came too late (RFC 959
+// section 4.1.3, field rule 12).
+func (s *session) conclude(err error, done string, aborts int) {
+	switch {
+	case err == nil:
+		s.reply(codeDataClosed, done)
+	case errors.Is(err, errClearData):
+		s.reply(codeNeedTLSData, "Your files travel encrypted only; use PROT P.")
+	case errors.Is(err, errTLSNotResumed):
+		s.reply(codeBadFamily, "The data connection must resume the control connection's TLS session.")
+	default:
+		s.fail(err)
+	}
+	for range aborts {
+		s.reply(codeDataClosed, "ABOR done.")
+	}
+}
+
+// --- RETR ---
+
+func (s *session) cmdRETR(arg string) error {
+	p, err := s.path(arg)
+	if err != nil {
+		return s.fail(err)
+	}
+	f, e, err := s.jail.openFile(p)
+	if err != nil {
+		return s.fail(err)
+	}
+	defer f.Close()
+	from, size := s.rest, e.size
+	if s.rangeTo >= s.rangeFrom {
+		from = s.rangeFrom
+		size = min(size, max(s.rangeTo, s.rangeTo+1)) // RANG to 2^63-1 must not wrap
+	}
+	if from > e.size {
+		return s.fail(&offsetError{have: e.size, want: from})
+	}
+	left := max(size-from, 0)
+	return s.download(p, fmt.Sprintf("Opening data connection (%d bytes).", left), func(x *transfer) error {
+		return x.send(f, from, left, coding{ascii: s.converting(), z: s.modeZ})
+	})
+}
+
+// download runs a transfer to the client, with its log line and metrics.
+func (s *session) download(p, opening string, move transferFunc) error {
+	m := s.srv.metrics
+	m.transferStarted("download")
+	started := time.Now()
+	x, err, aborts := s.transfer(false, opening, func(x *transfer) error {
+		x.count = m.bytes(s.user.Name, "download", s.proto).Add
+		return move(x)
+	})
+	s.recordTransfer(p, "download", x, started, err)
+	s.conclude(err, "Transfer complete.", aborts)
+	return nil
+}
+
+// recordTransfer tells log and metrics how a transfer ended.
+func (s *session) recordTransfer(p, direction string, x *transfer, started time.Time, err error) {
+	result := transferResult(err)
+	dur := time.Since(started)
+	var moved int64
+	if x != nil {
+		moved = x.moved.Load()
+	}
+	s.srv.metrics.transferEnded(s.user.Name, direction, s.proto, result, dur)
+	s.transferLog(result, p, direction == "upload", moved, dur, err)
+}
+
+// transferResult names how a transfer ended, for log and metrics.
+func transferResult(err error) string {
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, errAborted):
+		return "aborted"
+	case errors.Is(err, errStalled):
+		return "stalled"
+	case errors.Is(err, errNoData):
+		return "no_data_connection"
+	case errors.Is(err, errCutShort):
+		return "cut_short"
+	case errors.Is(err, errShort):
+		return "short"
+	case errors.Is(err, errControlGone):
+		return "client_gone"
+	case errors.Is(err, errClearData), errors.Is(err, errTLSNotResumed):
+		return "refused"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+		return "no_space"
+	case isNetError(err):
+		return "broken"
+	}
+	return "error"
+}
+
+// --- STOR, APPE, STOU ---
+
+func (s *session) cmdSTOR(arg string) error {
+	p, err := s.path(arg)
+	if err != nil {
+		return s.fail(err)
+	}
+	return s.upload(p, uploadStore, s.rest, "")
+}
+
+func (s *session) cmdAPPE(arg string) error {
+	p, err := s.path(arg)
+	if err != nil {
+		return s.fail(err)
+	}
+	return s.upload(p, uploadAppend, -1, "")
+}
+
+// cmdSTOU stores under a name that nothing has and tells it as RFC 1123
+// section 4.1.2.9 says.
+func (s *session) cmdSTOU(arg string) error {
+	if arg == "" {
+		arg = "file"
+	}
+	p, err := s.path(arg)
+	if err == nil {
+		p, err = s.jail.unique(p)
+	}
+	if err != nil {
+		return s.fail(err)
+	}
+	return s.upload(p, uploadUnique, 0, "FILE: "+path.Base(p))
+}
+
+// errShort is an upload that ended before ALLO's size.
+var errShort = errors.New("fewer bytes than ALLO announced")
+
+// upload runs one upload from the staging file to its name. It is finished
+// only if everything of contract section 5 holds; else it is an interruption.
+func (s *session) upload(p string, kind uploadKind, offset int64, opening string) error {
+	cfg := s.srv.config()
+	allo := s.allo
+	s.allo = -1
+	if s.modeZ || s.converting() {
+		allo = -1 // the announced size is not the stored one
+	}
+	if s.modeZ && offset > 0 {
+		return s.fail(&offsetError{want: offset})
+	}
+	u, err := s.jail.create(p, kind, offset)
+	if err != nil {
+		return s.fail(err)
+	}
+	defer u.interrupt() // of no effect after commit
+	if opening == "" {
+		opening = "Ready to take the file."
+	}
+	var sum hash.Hash
+	if cfg.Transfer.Digest == "always" && u.start == 0 {
+		sum = digests[1].make()
+	}
+	m := s.srv.metrics
+	m.transferStarted("upload")
+	started := time.Now()
+	x, err, aborts := s.transfer(true, opening, func(x *transfer) error {
+		x.count = m.bytes(s.user.Name, "upload", s.proto).Add
+		notified, err := x.receive(u, coding{ascii: s.converting(), z: s.modeZ}, sum, &s.srv.splices)
+		if err == nil && !notified {
+			m.missingCloseNotify.Inc()
+			s.srv.log.Warn("upload without close_notify", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "path", p, "bytes", u.size)
+			if cfg.TLS.StrictEOF {
+				return errCutShort
+			}
+		}
+		return err
+	})
+	if err == nil && !s.controlAlive() {
+		err = errControlGone
+	}
+	if err == nil && allo >= 0 && u.size-u.start < allo && u.size < allo {
+		err = errShort
+	}
+	if err == nil {
+		err = u.commit(cfg.Transfer.Durable)
+	}
+	s.recordTransfer(p, "upload", x, started, err)
+	if errors.Is(err, errShort) {
+		u.interrupt()
+		s.reply(codeAborted, fmt.Sprintf("Only %d of the %d bytes that ALLO announced arrived; resume with REST %d.", u.size, allo, u.size))
+		return nil
+	}
+	u.interrupt()
+	done := "Transfer complete."
+	if sum != nil {
+		done = "Transfer complete. SHA-256 " + hex.EncodeToString(sum.Sum(nil))
+	}
+	if kind == uploadUnique {
+		done = "Transfer complete. FILE: " + path.Base(p)
+	}
+	s.conclude(err, done, aborts)
+	return nil
+}
+
+func (s *session) cmdABOR(string) error {
+	s.arm.disarm()
+	s.reply(codeDataClosed, "Nothing to abort.")
+	return nil
+}
+
+// --- listings ---
+
+// A listRequest is the argument of LIST, NLST or STAT, taken apart.
+type listRequest struct {
+	path string // as the client gave it; "" for the directory he is in
+	self bool   // -d: the name itself, not what is in it
+	long bool   // -l
+}
+
+// parseList takes leading words of ls flags off an argument, unless a file of
+// exactly that name exists: names are taken literally first (field rule 14).
+func (s *session) parseList(arg string) listRequest {
+	var r listRequest
+	for strings.HasPrefix(arg, "-") && len(arg) > 1 {
+		if p, err := s.path(arg); err == nil {
+			if _, err := s.jail.lstat(p); err == nil {
+				break
+			}
+		}
+		word, rest, _ := strings.Cut(arg, " ")
+		if strings.Trim(word[1:], "aAlLrRtSdFhn1ogC") != "" {
+			break
+		}
+		r.self = r.self || strings.Contains(word, "d")
+		r.long = r.long || strings.Contains(word, "l")
+		arg = rest
+	}
+	r.path = arg
+	return r
+}
+
+func (s *session) newLister() *lister {
+	return &lister{now: time.Now(), owner: s.jail.owner, can: s.user.Permissions, facts: s.facts}
+}
+
+// listing is a directory, or one name, ready to be written.
+type listing struct {
+	dir   *dirStream
+	one   entry
+	isDir bool
+}
+
+func (l *listing) close() {
+	if l.dir != nil {
+		l.dir.close()
+	}
+}
+
+// openListing finds what a path names: the contents of a directory (through a
+// link too), or the name itself.
+func (s *session) openListing(r listRequest) (*listing, string, error) {
+	p, err := s.path(r.path)
+	if err != nil {
+		return nil, "", err
+	}
+	if !r.self {
+		d, err := s.jail.openDir(p)
+		if err == nil {
+			return &listing{dir: d, isDir: true}, p, nil
+		}
+		if !errors.Is(err, syscall.ENOTDIR) {
+			if _, lerr := s.jail.lstat(p); lerr != nil || !errors.Is(err, syscall.EXDEV) {
+				return nil, p, err
+			}
+		}
+	}
+	e, err := s.jail.lstat(p)
+	if err != nil {
+		return nil, p, err
+	}
+	if r.path != "" {
+		e.name = r.path // as ls(1) prints it: what was asked for
+	}
+	return &listing{one: e}, p, nil
+}
+
+// sendListing writes a listing over a data connection.
+func (s *session) sendListing(l *listing, p string, stat bool, before []entry, format listFormat) error {
+	defer l.close()
+	return s.sendLines(p, func(out io.Writer) error {
+		if l.isDir {
+			return writeListing(out, l.dir, stat, before, format)
+		}
+		_, err := out.Write(format(nil, &l.one))
+		return err
+	})
+}
+
+// sendLines runs the data connection of a listing. It is no file transfer, so
+// it is neither logged nor counted as one.
+func (s *session) sendLines(p string, write func(out io.Writer) error) error {
+	x, err, aborts := s.transfer(false, "Here comes the listing.", func(x *transfer) error {
+		w, finish := x.encoder(coding{z: s.modeZ})
+		err := write(sent{x: x, w: w})
+		if err == nil {
+			err = finish()
+		}
+		return x.explain(err)
+	})
+	if s.srv.debug() && x != nil {
+		s.srv.log.Debug("listing", "session", s.id, "user", s.userName(), "verb", s.verb, "path", p, "bytes", x.moved.Load(), "result", transferResult(err))
+	}
+	s.conclude(err, "Listing complete.", aborts)
+	return nil
+}
+
+func (s *session) cmdLIST(arg string) error {
+	l, p, err := s.openListing(s.parseList(arg))
+	if err != nil {
+		return s.fail(err)
+	}
+	return s.sendListing(l, p, true, nil, s.newLister().appendLIST)
+}
+
+// cmdNLST is the one listing that expands wildcards: mget and mdelete of every
+// BSD client depend on it. A name that exists literally comes first.
+func (s *session) cmdNLST(arg string) error {
+	r := s.parseList(arg)
+	if r.long {
+		return s.cmdLIST(arg)
+	}
+	l, p, err := s.openListing(r)
+	if err != nil && isGlob(r.path) && errors.Is(err, os.ErrNotExist) {
+		names, gerr := s.jail.glob(s.cwd, r.path)
+		if gerr != nil {
+			return s.fail(gerr)
+		}
+		if len(names) == 0 {
+			s.reply(codeDenied, "Nothing matches.")
+			return nil
+		}
+		return s.sendLines(p, func(out io.Writer) error {
+			var b []byte
+			for i := range names {
+				b = appendNLST(b, &entry{name: names[i]})
+				if len(b) >= listFlush || i == len(names)-1 {
+					if _, err := out.Write(b); err != nil {
+						return err
+					}
+					b = b[:0]
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return s.fail(err)
+	}
+	return s.sendListing(l, p, false, nil, appendNLST)
+}
+
+// cmdMLSD lists a directory and nothing else: 501 for a file (RFC 3659 section
+// 7.2.1), 550 for what is missing.
+func (s *session) cmdMLSD(arg string) error {
+	p, err := s.path(arg)
+	if err != nil {
+		return s.fail(err)
+	}
+	d, err := s.jail.openDir(p)
+	if errors.Is(err, syscall.ENOTDIR) {
+		s.reply(codeBadArgument, "MLSD lists directories; use MLST for a file.")
+		return nil
+	}
+	if err != nil {
+		return s.fail(err)
+	}
+	l := s.newLister()
+	self, err := d.self()
+	if err != nil {
+		d.close()
+		return s.fail(err)
+	}
+	format := func(b []byte, e *entry) []byte {
+		kind := ""
+		if e.name == "." {
+			kind = "cdir"
+		}
+		return append(l.appendMLSx(b, e, kind), '\r', '\n')
+	}
+	return s.sendListing(&listing{dir: d, isDir: true}, p, true, []entry{self}, format)
+}
+
+// cmdMLST tells about one name over the control connection (RFC 3659 section 7.2).
+func (s *session) cmdMLST(arg string) error {
+	p, err := s.path(arg)
+	if err != nil {
+		return s.fail(err)
+	}
+	e, err := s.jail.lstat(p)
+	if err != nil {
+		return s.fail(err)
+	}
+	e.name = p
+	s.replyLines(codeFileDone, "Listing "+p, []string{string(s.newLister().appendMLSx(nil, &e, ""))}, "End")
+	return nil
+}
+
+// cmdSTAT with a path lists over the control connection, which is how netcat
+// sees a directory; without one it tells the session's state.
+func (s *session) cmdSTAT(arg string) error {
+	if arg == "" {
+		lines := []string{"Connected from " + s.addrText()}
+		if s.user != nil {
+			lines = append(lines, "Logged in as "+s.user.Name, "Directory "+s.cwd)
+		} else {
+			lines = append(lines, "Not logged in")
+		}
+		kind := "binary"
+		if s.ascii {
+			kind = "ASCII"
+		}
+		tls := "in clear text"
+		if s.tls != nil {
+			tls = "encrypted"
+		}
+		lines = append(lines, "Type "+kind+", structure file, mode stream", "Control connection "+tls)
+		s.replyLines(codeStatus, "Status of "+s.srv.config().Server.Name+":", lines, "End of status.")
+		return nil
+	}
+	if s.user == nil {
+		s.reply(codeNotLoggedIn, "Log in with USER and PASS first.")
+		return nil
+	}
+	if !s.user.can(permList) {
+		s.refused("STAT", arg)
+		s.reply(codeDenied, "Permission denied: this account may not list.")
+		return nil
+	}
+	l, _, err := s.openListing(s.parseList(arg))
+	if err != nil {
+		return s.fail(err)
+	}
+	defer l.close()
+	code := codeFileStatus
+	if l.isDir {
+		code = codeDirStatus
+	}
+	s.wmu.Lock()
+	s.put(code, '-', "Status of "+arg+":")
+	s.counted(code)
+	s.wmu.Unlock()
+	format := s.newLister().appendLIST
+	if l.isDir {
+		err = writeListing(controlLines{s}, l.dir, true, nil, format)
+	} else {
+		_, err = controlLines{s}.Write(format(nil, &l.one))
+	}
+	if err != nil {
+		s.srv.log.Warn("listing stopped", "session", s.id, "user", s.user.Name, "error", err)
+	}
+	s.wmu.Lock()
+	s.put(code, ' ', "End of status.")
+	s.wmu.Unlock()
+	return nil
+}
+
+// controlLines writes whole listing lines into a multi-line reply: each with a
+// space in front, so that a name of "226 done" ends nothing.
+type controlLines struct{ s *session }
+
+func (c controlLines) Write(p []byte) (int, error) {
+	c.s.wmu.Lock()
+	defer c.s.wmu.Unlock()
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(p), "\r\n"), "\r\n") {
+		c.s.putText(" " + line)
+	}
+	return len(p), c.s.outErr
+}

@@ -1,0 +1,587 @@
+// session.go is the life of one control connection: which goroutine has it,
+// how it waits for lines, how it is parked when idle, watched during a
+// transfer, drained and ended. It stands between proto.go, which says what the
+// lines mean, and the sockets, and knows no verb but ABOR and STAT, which must
+// not wait their turn.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxPending  = 64 << 10
+	abuseLimit  = 20 // unknown verbs, before the session ends
+	abuseLong   = 4  // what a line that is too long counts against abuseLimit
+	failedLimit = 5  // failed logins on one connection
+
+	// parkAfter is how long a session waits on the goroutine that ran its last
+	// command. After it a fresh one waits, with the smallest stack there is: a
+	// stack that grew does not shrink, and idle sessions are most of them.
+	parkAfter = time.Second
+	// watchAfter is how long a transfer runs before anybody reads the control
+	// connection. Most transfers are over by then and need no second goroutine;
+	// much shorter, and the timers alone would wake the poller for each of them.
+	watchAfter    = 100 * time.Millisecond
+	outBuffer     = 2 << 10
+	outFlush      = 32 << 10
+	writeTimeout  = time.Minute // a client that does not read its replies
+	handshakeTime = 20 * time.Second
+	alertTimeout  = 100 * time.Millisecond // for the rest of a TLS record that has begun to arrive
+)
+
+// A session is one control connection. One goroutine at a time runs it; while
+// a transfer is under way a second one (watch) reads the connection, and the
+// fields under mu are what both may touch.
+type session struct {
+	srv     *server
+	id      uint64
+	conn    net.Conn // bare, or *tls.Conn after AUTH
+	bare    net.Conn
+	tls     *tlsSession // nil in plain text
+	proto   string      // "ftp", "ftps" or "local", for logs and metrics
+	peer    netip.Addr  // invalid on the unix socket
+	local   netip.Addr
+	started time.Time
+
+	// login
+	user     *user
+	account  *account
+	jail     *jail
+	asked    string // what USER said
+	failures int
+	abuse    int
+	method   string // how the user proved who he is
+	localUID uint32 // the unix socket's peer
+	hasUID   bool
+	counting bool // sessionStarted was told
+
+	// parameters of transfers (RFC 959 section 5.1, RFC 4217, RFC 2389)
+	cwd        string
+	ascii      bool
+	modeZ      bool
+	private    bool // PROT P
+	pbsz       bool
+	rest       int64 // REST; 0: none
+	rangeFrom  int64 // RANG; rangeTo < rangeFrom: none
+	rangeTo    int64
+	allo       int64 // ALLO; -1: none
+	renameFrom string
+	epsvAll    bool
+	facts      mlstFacts
+	digest     int // index into digests
+	arm        dataArm
+	heard      uint64 // the last chat message that SITE SAY has shown
+
+	// input, owned by whoever reads the connection
+	in      *lineReader
+	pending []string // lines that came during a transfer
+	eof     error    // the control connection ended while a transfer ran
+	idleAt  time.Time
+
+	wmu    sync.Mutex // guards out and outErr; held while replies are sent
+	out    []byte
+	outErr error
+
+	mu       sync.Mutex // guards what follows; never held while anything blocks
+	verb     string
+	xfer     *transfer
+	about    string // what the transfer is about, for STAT and WHO
+	aborts   int
+	stopping bool // the watcher is to end
+	draining bool
+	idle     bool
+	watching chan struct{}
+}
+
+var errQuit = errors.New("session over")
+
+// serveControl begins a session and returns; the session then runs on
+// goroutines of its own, one at a time, until finish.
+func (s *session) serveControl() {
+	cfg := s.srv.config()
+	s.idleAt = s.started.Add(cfg.Limits.LoginTimeout.std())
+	s.cwd = "/"
+	s.facts = factsAll
+	s.digest = 1
+	s.rangeTo = -1
+	if s.hasUID {
+		// On the unix socket the kernel has said who it is.
+		if u := s.srv.users.byUID(s.localUID); u != nil && s.srv.auth.allowed(u, s.peer) {
+			go s.run(s.login(u, "local", codeReady))
+			return
+		}
+	}
+	s.reply(codeReady, cfg.Server.Name+" ready.")
+	go s.run(nil) // and not a call: what is below on the stack stays as long as the session runs
+}
+
+// run is the session's loop: lines in, replies out, until nothing has come
+// for parkAfter, or the session is over.
+func (s *session) run(err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.srv.log.Error("session panic", "session", s.id, "user", s.userName(), "verb", s.verb, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			s.srv.metrics.panics.Inc()
+			s.replyNow(codeClosing, "An error in the server ended this session; it has been logged.")
+			s.finish("panic")
+		}
+	}()
+	for {
+		var line string
+		if err == nil {
+			line, err = s.nextLine()
+		}
+		switch {
+		case err == nil:
+		case err == errParked:
+			s.park()
+			return
+		default:
+			s.finish(s.farewell(err))
+			return
+		}
+		err = s.handle(line)
+	}
+}
+
+// errParked: nothing to do, and the goroutine may go.
+var errParked = errors.New("parked")
+
+var (
+	errAbuse = errors.New("abuse")
+	errDrain = errors.New("the server is going down")
+)
+
+// tooLongLine stands for a line over the limit among the pending ones; no
+// line that a client sends ends so.
+const tooLongLine = "\n"
+
+// farewell says goodbye as the reason allows, and names it for log and metrics.
+func (s *session) farewell(err error) string {
+	switch {
+	case err == errQuit:
+		s.flush()
+		return "ok"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		if s.user == nil {
+			s.replyNow(codeClosing, "No login in time, closing.")
+			return "login_timeout"
+		}
+		s.replyNow(codeClosing, "Idle for too long, closing.")
+		return "idle"
+	case err == errAbuse:
+		return "abuse"
+	case err == errDrain:
+		s.replyNow(codeClosing, "The server is going down; try again later.")
+		return "drained"
+	case err == io.EOF:
+		s.flush()
+		return "closed"
+	}
+	return "error"
+}
+
+// park leaves the session to a goroutine of the smallest size, which does
+// nothing but wait for the client; all that takes more stack is done before.
+func (s *session) park() {
+	rc, err := s.bare.(syscall.Conn).SyscallConn()
+	if err != nil {
+		go s.run(err)
+		return
+	}
+	s.bare.SetReadDeadline(s.idleAt)
+	if !s.setIdle(true) {
+		go s.run(errDrain)
+		return
+	}
+	go s.wait(rc)
+}
+
+// wait must not call anything else: at two kilobytes of stack ten thousand
+// idle sessions are 20 MiB, and the next size is twice that.
+func (s *session) wait(rc syscall.RawConn) {
+	err := rc.Read(readable)
+	go s.resume(err)
+}
+
+func (s *session) resume(err error) {
+	if !s.setIdle(false) {
+		err = errDrain
+	}
+	s.run(err)
+}
+
+// readable peeks: the poller's edge may have been used up by an earlier read.
+func readable(fd uintptr) bool {
+	var b byte
+	_, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	return e != unix.EAGAIN
+}
+
+// setIdle marks that the session waits for a command; false if it must end.
+func (s *session) setIdle(idle bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.idle != idle {
+		s.idle = idle
+		if idle {
+			s.srv.quick.busy.Add(-1)
+		} else {
+			s.srv.quick.busy.Add(1)
+		}
+	}
+	return !s.draining
+}
+
+// drain asks the session to end: at once if it is idle, else after what it does.
+func (s *session) drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+	if s.idle {
+		s.bare.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// kill ends the session whatever it does.
+func (s *session) kill() {
+	s.mu.Lock()
+	s.draining = true
+	x := s.xfer
+	s.mu.Unlock()
+	if x != nil {
+		x.cancel(errAborted)
+	}
+	s.bare.Close()
+}
+
+// nextLine returns the next command line: one that came during the last
+// transfer, one that is buffered, or one that is waited for. Replies are
+// flushed only when there is nothing left to answer, so that a client that
+// pipelines gets them in few packets.
+func (s *session) nextLine() (string, error) {
+	for {
+		if s.isDraining() {
+			return "", errDrain
+		}
+		if len(s.pending) > 0 {
+			line := s.pending[0]
+			if s.pending = s.pending[1:]; len(s.pending) == 0 {
+				s.pending = nil
+			}
+			if line == tooLongLine {
+				if err := s.tooLong(lineTooLong); err != nil {
+					return "", err
+				}
+				continue
+			}
+			return line, nil
+		}
+		if s.in != nil {
+			line, st := s.in.next()
+			switch st {
+			case lineRead:
+				if len(line) == 0 {
+					continue
+				}
+				return string(line), nil
+			case lineTooLong, lineEndless:
+				if err := s.tooLong(st); err != nil {
+					return "", err
+				}
+				continue
+			}
+		}
+		if err := s.flush(); err != nil {
+			return "", err
+		}
+		if s.eof != nil {
+			return "", s.eof
+		}
+		if err := s.read(); err != nil {
+			return "", err
+		}
+	}
+}
+
+func (s *session) isDraining() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining
+}
+
+// read waits for input. A plain connection that stays quiet is parked.
+func (s *session) read() error {
+	s.takeLineReader()
+	_, canPark := s.conn.(syscall.Conn)
+	deadline := s.idleAt
+	if canPark {
+		if soon := time.Now().Add(parkAfter); soon.Before(deadline) {
+			deadline = soon
+		} else {
+			canPark = false
+		}
+	}
+	s.conn.SetReadDeadline(deadline)
+	if !s.setIdle(true) {
+		return errDrain
+	}
+	if sc, ok := s.conn.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { s.srv.quick.soon(int(fd), unix.POLLIN) })
+		}
+	}
+	n, err := s.conn.Read(s.in.space())
+	if !s.setIdle(false) {
+		return errDrain
+	}
+	if n > 0 {
+		s.in.w += n
+		return nil
+	}
+	if canPark && errors.Is(err, os.ErrDeadlineExceeded) {
+		if !s.in.buffered() {
+			s.dropLineReader()
+		}
+		return errParked
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return err
+}
+
+// tooLong answers a line over the limit, once, and ends a session that sends
+// many of them, or one without end.
+func (s *session) tooLong(st lineStatus) error {
+	if st == lineTooLong {
+		s.reply(codeUnknown, fmt.Sprintf("Line too long: at most %d bytes. It was ignored.", maxLine))
+		return s.misbehaved(abuseLong)
+	}
+	return s.misbehaved(abuseLimit)
+}
+
+// misbehaved counts against the session's budget and ends it at the limit.
+func (s *session) misbehaved(weight int) error {
+	if s.abuse += weight; s.abuse < abuseLimit {
+		return nil
+	}
+	s.replyNow(codeClosing, "Too many lines that are no FTP commands, closing.")
+	return errAbuse
+}
+
+// finish ends the session for good. It runs once, on the session's goroutine.
+func (s *session) finish(result string) {
+	s.setIdle(true)
+	s.arm.disarm()
+	s.logout()
+	s.dropLineReader()
+	if s.tls != nil {
+		s.srv.keys.end(s.tls)
+	}
+	s.conn.SetDeadline(time.Now().Add(closeTimeout)) // for close_notify
+	if t, ok := s.conn.(*net.TCPConn); ok && result == "abuse" {
+		// Closing with input unread resets the connection, and the client might
+		// never see the 421 that explains it.
+		t.CloseWrite()
+		io.CopyN(io.Discard, struct{ io.Reader }{t}, maxSkip)
+	}
+	s.conn.Close()
+	s.srv.ended(s, result)
+}
+
+func (s *session) userName() string {
+	if s.user == nil {
+		return ""
+	}
+	return s.user.Name
+}
+
+// --- reading the control connection during a transfer ---
+
+// watched runs work, which moves x, while the control connection is read: ABOR
+// ends the transfer, STAT tells how far it is, everything else waits its turn.
+// It returns work's error and how many ABORs came.
+func (s *session) watched(x *transfer, about string, work func() error) (err error, aborts int) {
+	s.mu.Lock()
+	s.xfer, s.about, s.aborts, s.stopping = x, about, 0, false
+	s.watching = nil
+	draining := s.draining
+	s.mu.Unlock()
+	_ = draining // a transfer that began is allowed to end
+	t := time.AfterFunc(watchAfter, func() { s.startWatch() })
+	defer func() {
+		s.mu.Lock()
+		s.stopping = true
+		watching := s.watching
+		if watching != nil {
+			s.conn.SetReadDeadline(time.Unix(1, 0))
+		}
+		s.mu.Unlock()
+		t.Stop()
+		if watching != nil {
+			<-watching
+		}
+		s.mu.Lock()
+		s.xfer, aborts = nil, s.aborts
+		s.aborts = 0
+		s.mu.Unlock()
+	}()
+	return work(), 0
+}
+
+func (s *session) startWatch() {
+	s.mu.Lock()
+	if s.stopping || s.xfer == nil {
+		s.mu.Unlock()
+		return
+	}
+	x := s.xfer
+	done := make(chan struct{})
+	s.watching = done
+	s.conn.SetReadDeadline(time.Time{})
+	s.mu.Unlock()
+	defer close(done)
+	defer func() {
+		if v := recover(); v != nil {
+			s.srv.log.Error("session panic", "session", s.id, "user", s.userName(), "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			s.srv.metrics.panics.Inc()
+			x.cancel(errControlGone)
+		}
+	}()
+	s.watch(x)
+}
+
+func (s *session) watch(x *transfer) {
+	s.takeLineReader()
+	held := 0
+	for _, p := range s.pending {
+		held += len(p)
+	}
+	for {
+		line, st := s.in.next()
+		switch st {
+		case lineRead:
+			if len(line) == 0 {
+				continue
+			}
+			text := string(line)
+			switch strings.TrimRight(upperASCII(text), " ") {
+			case "ABOR":
+				s.mu.Lock()
+				s.aborts++
+				s.mu.Unlock()
+				x.cancel(errAborted)
+				continue
+			case "STAT":
+				if len(s.pending) == 0 {
+					s.replyProgress(x)
+					continue
+				}
+			}
+			s.pending = append(s.pending, text)
+			if held += len(text); held > maxPending {
+				return // the rest waits in the socket
+			}
+			continue
+		case lineTooLong, lineEndless:
+			s.pending = append(s.pending, tooLongLine) // answered in its turn
+			if st == lineEndless {
+				s.eof = errAbuse
+				x.cancel(errControlGone)
+				return
+			}
+			continue
+		}
+		n, err := s.conn.Read(s.in.space())
+		s.in.w += n
+		if n > 0 {
+			continue
+		}
+		s.mu.Lock()
+		stopping := s.stopping
+		s.mu.Unlock()
+		if stopping && errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		if err != nil {
+			s.eof = err
+			if x.upload || err != io.EOF {
+				x.cancel(errControlGone)
+			}
+			return
+		}
+	}
+}
+
+// controlAlive tells whether the client still holds the control connection: a
+// client that died did not finish its upload, whatever its data connection says.
+func (s *session) controlAlive() bool {
+	if s.eof != nil {
+		return false
+	}
+	if len(s.pending) > 0 || s.in != nil && s.in.buffered() {
+		return true
+	}
+	sc, ok := s.bare.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	alive, waiting := true, false
+	rc.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		waiting = n > 0
+		if err == nil && n == 0 || err != nil && err != unix.EAGAIN && err != unix.EINTR {
+			alive = false
+		}
+	})
+	if !waiting || s.tls == nil {
+		return alive
+	}
+	// Under TLS what waits may be a command, or the alert that ends it all.
+	s.takeLineReader()
+	s.conn.SetReadDeadline(time.Now().Add(alertTimeout))
+	n, err := s.conn.Read(s.in.space())
+	s.in.w += n
+	if n == 0 && err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		s.eof = err
+		return false
+	}
+	return true
+}
+
+// replyProgress answers STAT during a transfer (RFC 959 section 4.1.3).
+func (s *session) replyProgress(x *transfer) {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.put(codeStatus, ' ', fmt.Sprintf("%s: %d bytes in %s.", s.about, x.moved.Load(), time.Since(x.started).Round(time.Second)))
+	s.flushLocked()
+}
+
+// addrText is the peer for logs.
+func (s *session) addrText() string {
+	if !s.peer.IsValid() {
+		return "local"
+	}
+	return s.peer.String()
+}
