@@ -1026,16 +1026,16 @@ const (
 	// sortBound is up to how many names a directory is listed in order. Beyond
 	// it the order is the disk's: sorting needs all the names in memory before
 	// the first can be sent.
-	sortBound = 4096
+	sortBound = 2048
 )
 
 // A dirStream reads a directory in constant memory: getdents64 into one
-// pooled buffer, and statx by the directory's descriptor, so that no name is
+// pooled buffer, and fstatat by the directory's descriptor, so that no name is
 // resolved twice and none can lead elsewhere.
 type dirStream struct {
 	dir    *os.File
 	shares []entry // shown at the root of a home
-	statx  unix.Statx_t
+	st     unix.Stat_t
 }
 
 var direntBuffers = sync.Pool{New: func() any { b := make([]byte, direntBuffer); return &b }}
@@ -1088,10 +1088,10 @@ func (d *dirStream) each(stat bool, fn func(*entry) error) error {
 			return err
 		}
 	}
-	emit := func(name []byte) error { // name includes its NUL
-		e.name = unsafe.String(&name[0], len(name)-1)
+	emit := func(name []byte) error {
+		e.name = unsafe.String(&name[0], len(name))
 		if stat {
-			if err := d.stat(name, &e); err != nil {
+			if err := d.stat(&e); err != nil {
 				if err == unix.ENOENT {
 					return nil
 				}
@@ -1125,8 +1125,8 @@ func (d *dirStream) each(stat bool, fn func(*entry) error) error {
 			for end < len(name) && name[end] != 0 {
 				end++
 			}
-			name = name[:end+1]
-			if !d.shown(name[:end]) {
+			name = name[:end]
+			if !d.shown(name) {
 				continue
 			}
 			if !sorting {
@@ -1173,26 +1173,20 @@ func (d *dirStream) shown(name []byte) bool {
 	return true
 }
 
-// stat fills e for a NUL-terminated name, without following a link. statx(2)
-// takes the bytes as getdents left them, so that no name is copied.
-func (d *dirStream) stat(name []byte, e *entry) error {
-	x := &d.statx
-	_, _, errno := unix.Syscall6(unix.SYS_STATX, d.dir.Fd(), uintptr(unsafe.Pointer(&name[0])),
-		unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, uintptr(unsafe.Pointer(x)), 0)
-	switch errno {
-	case 0:
-		e.mode, e.uid, e.gid, e.nlink = uint32(x.Mode), x.Uid, x.Gid, uint64(x.Nlink)
-		e.size, e.sec, e.nsec = int64(x.Size), x.Mtime.Sec, int64(x.Mtime.Nsec)
-		e.dev, e.ino = unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino
-	case unix.ENOSYS: // Linux before 4.11
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(d.dir.Fd()), e.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+// stat fills e for its name, without following a link.
+func (d *dirStream) stat(e *entry) error {
+	st := &d.st
+	for {
+		err := unix.Fstatat(int(d.dir.Fd()), e.name, st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
 			return err
 		}
-		e.fromStat(&st)
-	default:
-		return errno
+		break
 	}
+	e.fromStat(st)
 	e.link = ""
 	if e.mode&unix.S_IFMT == unix.S_IFLNK {
 		e.link = readlink(int(d.dir.Fd()), e.name)

@@ -723,14 +723,10 @@ func (x *transfer) send(f *os.File, offset, size int64, c coding) error {
 // or another.
 func (x *transfer) sendfile(step func(n int64) (int64, error), left int64) error {
 	for left > 0 {
-		most := x.chunk(min(left, sendChunk))
-		if err := x.allow(most); err != nil {
-			return err
-		}
 		if err := x.extend(); err != nil {
 			return err
 		}
-		n, err := step(most)
+		n, err := step(x.chunk(min(left, sendChunk)))
 		x.progress(n)
 		left -= n
 		if err != nil {
@@ -741,6 +737,10 @@ func (x *transfer) sendfile(step func(n int64) (int64, error), left int64) error
 		}
 		if n == 0 {
 			return errChanged
+		}
+		// Charged is what went: one step on a socket may be far less than asked.
+		if err := x.allow(n); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -1071,6 +1071,7 @@ func digest(h hash.Hash, f *os.File, start, end int64, cancelled func() error) e
 
 const (
 	listBuffer = 64 << 10
+	listFirst  = 4 << 10
 	listFlush  = listBuffer - 8<<10 // room for the longest line: a name and a link target
 )
 
@@ -1086,11 +1087,13 @@ func writeListing(w io.Writer, d *dirStream, stat bool, before []entry, format l
 	bp := listBuffers.Get().(*[]byte)
 	defer listBuffers.Put(bp)
 	b := (*bp)[:0]
+	flush := listFirst // the first lines leave at once, to be seen; later ones in bulk
 	add := func(e *entry) error {
 		b = format(b, e)
-		if len(b) < listFlush {
+		if len(b) < flush {
 			return nil
 		}
+		flush = min(4*flush, listFlush)
 		_, err := w.Write(b)
 		b = b[:0]
 		return err
