@@ -216,11 +216,12 @@ func (t *tree) stat(rel string, follow bool, e *entry) error {
 // A jail is what one user can reach: his home at "/" and his shares below it.
 // It is shared by all his sessions and safe for concurrent use.
 type jail struct {
-	home   *tree
-	shares map[string]*tree
-	refs   atomic.Int64
-	key    jailKey
-	owner  jailOwner
+	home    *tree
+	shares  map[string]*tree
+	missing []error // shares that could not be opened, and so do not show
+	refs    atomic.Int64
+	key     jailKey
+	owner   jailOwner
 }
 
 // jailOwner is whose name listings show for files that the daemon owns.
@@ -300,8 +301,9 @@ func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail,
 	for name, s := range shares {
 		t, err := openTree(s.path, s.write, js.openat2)
 		if err != nil {
-			j.close()
-			return nil, fmt.Errorf("share %q: %w", name, err)
+			// A disk that is not plugged in must not keep its users out.
+			j.missing = append(j.missing, fmt.Errorf("share %q: %w", name, err))
+			continue
 		}
 		if j.shares == nil {
 			j.shares = map[string]*tree{}

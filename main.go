@@ -190,6 +190,15 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}
+	if err := checkTogether(cfg, us); err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	for _, u := range us.all() {
+		if keys := notYet(u); len(keys) > 0 {
+			fmt.Fprintf(stdout, "note: user %s: this version checks %s but does not enforce it yet\n", u.Name, strings.Join(keys, ", "))
+		}
+	}
 	n := len(us.all())
 	fmt.Fprintf(stdout, "%s: the configuration is good, with %d users in %s\n", *path, n, cfg.Server.UsersDir)
 	if n == 0 {

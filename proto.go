@@ -494,6 +494,9 @@ func (s *session) login(u *user, method string, code int) error {
 		s.reply(codeNotLoggedIn, "Your home directory cannot be opened; the operator finds the reason in the log.")
 		return nil
 	}
+	for _, err := range j.missing {
+		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "error", err)
+	}
 	s.mu.Lock()
 	s.user, s.account, s.jail, s.method, s.asked = u, acc, j, method, ""
 	s.cwd, s.renameFrom = "/", ""

@@ -338,7 +338,13 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 	}()
 	s.flush()
 	err, aborts = s.watched(x, s.verb, func() error {
-		if err := x.open(s.srv.ports, &s.arm, s.local, s.peer); err != nil {
+		mode := "active"
+		if s.arm.ln != nil {
+			mode = "passive"
+		}
+		err := x.open(s.srv.ports, &s.arm, s.local, s.peer)
+		s.srv.metrics.dataConnection(mode, transferResult(err))
+		if err != nil {
 			return err
 		}
 		s.replyNow(codeDataOpening, opening)

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"runtime/debug"
 	rtmetrics "runtime/metrics"
@@ -98,6 +99,9 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	if err != nil {
 		return nil, err
 	}
+	if err := checkTogether(cfg, us); err != nil {
+		return nil, err
+	}
 	keys, err := newTLSKeeper(cfg.TLS, cfg.Server.StateDir, cfg.Server.Name, log)
 	if err != nil {
 		return nil, err
@@ -123,6 +127,45 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	keys.onReuse = s.metrics.tlsResumption
 	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
 	return s, nil
+}
+
+// checkTogether finds what is wrong between the configuration and the users:
+// commands that a user may run and nobody has defined.
+func checkTogether(cfg *config, us *users) error {
+	var errs configErrors
+	for _, u := range us.all() {
+		wrong := func(key, name string) {
+			file := filepath.Join(cfg.Server.UsersDir, u.Name+".toml")
+			data, _ := os.ReadFile(file)
+			errs = append(errs, configError{File: file, Line: lineOf(data, key), Key: key,
+				Problem: fmt.Sprintf("there is no command %s; define it as [commands.NAME] in the configuration", configQuote(name))})
+		}
+		for _, name := range u.Commands {
+			if _, ok := cfg.Commands[name]; !ok {
+				wrong("commands", name)
+			}
+		}
+		if _, ok := cfg.Commands[u.OnUpload]; u.OnUpload != "" && !ok {
+			wrong("on_upload", u.OnUpload)
+		}
+	}
+	if len(errs) > 0 {
+		return errs
+	}
+	return nil
+}
+
+// notYet tells what a user's file asks for that this version only checks.
+func notYet(u *user) []string {
+	var keys []string
+	for key, set := range map[string]bool{"quota_bytes": u.QuotaBytes > 0, "quota_files": u.QuotaFiles > 0, "when_full": u.WhenFull == "rotate",
+		"expire": u.Expire > 0, "on_upload": u.OnUpload != "", "commands": len(u.Commands) > 0, "shell": u.Shell} {
+		if set {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 func freeBytes(dir string) (uint64, error) {
@@ -185,7 +228,16 @@ func (s *server) reload() {
 		if cfg.Server.UsersDir != old.Server.UsersDir || cfg.Server.StateDir != old.Server.StateDir {
 			return errors.New("server.users_dir and server.state_dir can change only at a restart")
 		}
+		if t, o := cfg.TLS, old.TLS; t.Certificate != o.Certificate || t.Key != o.Key || t.ClientCA != o.ClientCA || t.SessionReuse != o.SessionReuse {
+			return errors.New("tls.certificate, key, client_ca and session_reuse can change only at a restart; new files under the old names need none")
+		}
+		if !reflect.DeepEqual(cfg.Listen, old.Listen) {
+			return errors.New("[listen] can change only at a restart")
+		}
 		if err := s.users.reload(); err != nil {
+			return err
+		}
+		if err := checkTogether(cfg, s.users); err != nil {
 			return err
 		}
 		if err := s.keys.reload(); err != nil {
@@ -394,6 +446,11 @@ func (s *server) serve() {
 					s.log.Error("datagram service ended", "error", err)
 				}
 			})
+		}
+	}
+	for _, u := range s.users.all() {
+		if keys := notYet(u); len(keys) > 0 {
+			s.log.Warn("not enforced by this version", "user", u.Name, "keys", strings.Join(keys, ","))
 		}
 	}
 	v, _ := buildVersion()

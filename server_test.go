@@ -1,0 +1,58 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A user's file may ask for a command that nobody has defined: neither check
+// nor the daemon's start lets that pass, and both name file and line.
+func TestUndefinedCommandsStopTheStart(t *testing.T) {
+	dir := t.TempDir()
+	users := filepath.Join(dir, "users.d")
+	if err := os.MkdirAll(users, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(users, "ann.toml")
+	if err := os.WriteFile(file, []byte("sessions = 3\ncommands = [\"snap\"]\non_upload = \"thumb\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := defaultConfig()
+	cfg.Server.StateDir, cfg.Server.UsersDir = dir, users
+	_, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar))
+	want := []string{
+		file + `:2: commands: there is no command "snap"; define it as [commands.NAME] in the configuration`,
+		file + `:3: on_upload: there is no command "thumb"; define it as [commands.NAME] in the configuration`,
+	}
+	if err == nil || err.Error() != strings.Join(want, "\n") {
+		t.Fatalf("newServer: %v; want\n%s", err, strings.Join(want, "\n"))
+	}
+	cfg.Commands = map[string]commandConfig{"snap": {}, "thumb": {}}
+	if _, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar)); err != nil {
+		t.Fatalf("newServer with both commands defined: %v", err)
+	}
+}
+
+// A share on a disk that is not there does not keep the user out.
+func TestMissingShareIsLeftOut(t *testing.T) {
+	dir := t.TempDir()
+	there := filepath.Join(dir, "there")
+	if err := os.Mkdir(there, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	js := newJailSet()
+	j, err := js.enter("ann", filepath.Join(dir, "home"), map[string]shareSpec{"a": {path: there}, "b": {path: filepath.Join(dir, "gone")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer js.leave(j)
+	if err := j.isDir("/a"); err != nil {
+		t.Errorf("the share that is there: %v", err)
+	}
+	if err := j.isDir("/b"); err == nil || len(j.missing) != 1 {
+		t.Errorf("the share that is not: isDir %v, missing %v", err, j.missing)
+	}
+}
