@@ -110,6 +110,7 @@ func TestClients(t *testing.T) {
 	rig.makeMany(t)
 	for _, d := range clientDrivers() {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			for _, c := range d.needs {
 				if _, err := rig.lookPath(c); err != nil {
 					rig.missing(t, require, fmt.Sprintf("%s is not installed: %v", c, err))
@@ -117,8 +118,10 @@ func TestClients(t *testing.T) {
 			}
 			for _, security := range d.security {
 				t.Run(security, func(t *testing.T) {
+					t.Parallel()
 					for _, family := range d.families {
 						t.Run(family, func(t *testing.T) {
+							t.Parallel()
 							if _, ok := rig.control[family]; !ok {
 								rig.missing(t, require, "this machine has no "+family+" loopback")
 							}

@@ -306,6 +306,9 @@ func (s *session) connectTo(verb string, to netip.AddrPort) error {
 		s.reply(codeNotDone, activeOff)
 		return nil
 	}
+	if to.Addr().IsUnspecified() {
+		to = netip.AddrPortFrom(s.peer, to.Port()) // lftp sends "|2|::|port|" for its own address
+	}
 	if to.Addr().Unmap() != s.peer || to.Port() < lowestDataPort {
 		s.refused(verb, to.String())
 		s.reply(codeBadArgument, fmt.Sprintf("Data connections go to your own address and to ports from %d on.", lowestDataPort))
