@@ -113,7 +113,14 @@ func flags(stderr io.Writer, use, example string) *flag.FlagSet {
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
 		fmt.Fprintf(fs.Output(), "Usage: berth %s\n", use)
-		fs.PrintDefaults()
+		fs.VisitAll(func(f *flag.Flag) {
+			arg, usage := flag.UnquoteUsage(f)
+			fmt.Fprintf(fs.Output(), "  --%s %s\n        %s", f.Name, arg, usage)
+			if f.DefValue != "" {
+				fmt.Fprintf(fs.Output(), " (default %s)", f.DefValue)
+			}
+			fmt.Fprintln(fs.Output())
+		})
 		fmt.Fprintf(fs.Output(), "Example: %s\n", example)
 	}
 	return fs
@@ -200,7 +207,11 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		}
 	}
 	n := len(us.all())
-	fmt.Fprintf(stdout, "%s: the configuration is good, with %d users in %s\n", *path, n, cfg.Server.UsersDir)
+	users := "users"
+	if n == 1 {
+		users = "user"
+	}
+	fmt.Fprintf(stdout, "%s: the configuration is good, with %d %s in %s\n", *path, n, users, cfg.Server.UsersDir)
 	if n == 0 {
 		fmt.Fprintf(stdout, "nobody can log in yet; add someone with: berth user add NAME --config %s\n", *path)
 	}
@@ -504,6 +515,7 @@ func (d *demo) greet(w io.Writer, s *server, password string) {
 	defer b.Flush()
 	fmt.Fprintf(b, "ready control=%s datagram=%s http=%s user=demo password=%s dir=%s\n", at["control"], at["datagram"], at["http"], password, d.dir)
 	host, port, _ := net.SplitHostPort(at["control"])
+	certificate := filepath.Join(d.dir, demoState, "tls", "cert.pem")
 	uhost, uport, _ := net.SplitHostPort(at["datagram"])
 	fmt.Fprintf(b, `
 Files are in %s. Try, in another terminal:
@@ -511,16 +523,24 @@ Files are in %s. Try, in another terminal:
   curl -T README.md ftp://demo:%s@%s/
   curl ftp://demo:%s@%s/
   curl --ssl-reqd --cacert %s ftp://demo:%s@%s/
-  lftp -u demo,%s -p %s -e 'set ssl:ca-file %s' %s
+  lftp -u demo,%s -p %s -e %s %s
   printf 'USER demo\nPASS %s\nSTAT .\nQUIT\n' | nc -w 5 %s %s
   echo time | nc -u -w 1 %s %s
   curl http://%s/metrics
 
 Ctrl-C ends it; the files stay.
 `, d.dir, password, at["control"], password, at["control"],
-		filepath.Join(d.dir, demoState, "tls", "cert.pem"), password, at["control"],
-		password, port, filepath.Join(d.dir, demoState, "tls", "cert.pem"), host,
+		shellQuote(certificate), password, at["control"],
+		password, port, shellQuote(`set ssl:ca-file "`+certificate+`"`), host,
 		password, host, port, uhost, uport, at["http"])
+}
+
+// shellQuote is s as one word of a shell.
+func shellQuote(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // writeFileAtomic replaces a small file: a reader sees the old or the new.

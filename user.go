@@ -30,7 +30,7 @@ import (
 // NIST SP 800-63B section 5.1.1.1 asks for eight, some cameras cannot do more.
 const shortPassword = 8
 
-const userHelp = `usage: berth user VERB NAME [flags]
+const userHelp = `Usage: berth user VERB NAME [flags]
 
   add     make a user, with a password from a prompt
   passwd  give a user a new password
@@ -39,10 +39,10 @@ const userHelp = `usage: berth user VERB NAME [flags]
   list    all users
   show    the settings of one user, defaults filled in
 
-"berth user VERB -h" tells the flags. A change holds at the user's next login, and for
-sessions that are open after "berth reload".
+"berth user VERB -h" tells the flags. A change holds from the user's next login; sessions
+that are open go on as they are.
 
-example:
+Example:
   berth user add scanner --quota 2GiB --permissions write,list --allow-from 192.168.1.0/24
 `
 
@@ -402,7 +402,7 @@ func (v *userVerb) help(w io.Writer) {
 	if v.nameless {
 		name = ""
 	}
-	fmt.Fprintf(w, "usage: berth user %s%s [flags]\n\n%s\n\n", v.name, name, v.purpose)
+	fmt.Fprintf(w, "Usage: berth user %s%s [flags]\n\n%s\n\n", v.name, name, v.purpose)
 	new(userCommand).flags(v).VisitAll(func(f *flag.Flag) {
 		_, usage := flag.UnquoteUsage(f)
 		if _, text, ok := strings.Cut(usage, ": "); ok && strings.Contains(f.Usage, "`: ") {
@@ -410,7 +410,7 @@ func (v *userVerb) help(w io.Writer) {
 		}
 		fmt.Fprintf(w, "  %s\n        %s\n", userFlagForm(f), usage)
 	})
-	fmt.Fprintf(w, "\nexample:\n  %s\n", v.example)
+	fmt.Fprintf(w, "\nExample:\n  %s\n", v.example)
 }
 
 // --- verbs ---
@@ -467,7 +467,7 @@ func (c *userCommand) set() error {
 	if len(c.edits)+len(c.shares) == 0 {
 		return userUsageError{fmt.Sprintf("set: nothing to change; write for example berth user set %s --quota 2GiB", c.name)}
 	}
-	return c.change(func() error { return nil }, "changed user %s; open sessions follow after berth reload\n")
+	return c.change(func() error { return nil }, "changed user %s; it holds from his next login\n")
 }
 
 // change rewrites the file of a user that exists.
@@ -511,7 +511,7 @@ func (c *userCommand) del() error {
 	if err := syncUserDir(c.users.dir); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stdout, "removed user %s; his files stay in %s; sessions he has open go on until berth reload\n", c.name, home)
+	fmt.Fprintf(c.stdout, "removed user %s; his files stay in %s; sessions he has open go on until they end\n", c.name, home)
 	return nil
 }
 

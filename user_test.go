@@ -220,7 +220,7 @@ func TestUserHelp(t *testing.T) {
 	for _, args := range [][]string{{"-h"}, {"--help"}, {"help"}, {"add", "-h"}, {"passwd", "-h"}, {"set", "x", "--help"}, {"del", "-h"}, {"list", "-h"}, {"show", "-h"}} {
 		var out, errs bytes.Buffer
 		code := runUser(args, strings.NewReader(""), &out, &errs)
-		if code != 0 || errs.Len() > 0 || !strings.HasPrefix(out.String(), "usage: berth user ") || !strings.Contains(out.String(), "example:\n  ") {
+		if code != 0 || errs.Len() > 0 || !strings.HasPrefix(out.String(), "Usage: berth user ") || !strings.Contains(out.String(), "Example:\n  ") {
 			t.Errorf("berth user %q: exit %d, %q, %q; want usage and an example", args, code, out.String(), errs.String())
 		}
 	}
