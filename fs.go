@@ -87,10 +87,19 @@ func cleanPath(cwd, name string) (string, error) {
 		return "", syscall.ENAMETOOLONG
 	}
 	clean := path.Clean("/" + name)
-	if i := strings.Index(clean, "/"+reservedPrefix); i >= 0 {
-		return "", errReserved
+	for i := range len(clean) {
+		if clean[i] == '/' && isReserved(clean[i+1:]) {
+			return "", errReserved
+		}
 	}
 	return clean, nil
+}
+
+// isReserved tells whether a name is the server's own. Case makes no difference:
+// on a disk that folds it (FAT, CIFS, ext4 with casefold) ".BERTH-state" is the
+// directory with a demo's users.
+func isReserved(name string) bool {
+	return len(name) >= len(reservedPrefix) && strings.EqualFold(name[:len(reservedPrefix)], reservedPrefix)
 }
 
 // --- the jail ---
@@ -635,13 +644,17 @@ func (j *jail) openMeta(p string) (*os.File, error) {
 }
 
 // chmod sets the permission bits of a file or directory; set-id and sticky
-// bits are not a client's to give.
+// bits are not a client's to give, and the root of a share not one user's to
+// close to the others.
 func (j *jail) chmod(p string, mode uint32) error {
 	f, err := j.openMeta(p)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if t, rel := j.locate(p); rel == "." && t != j.home {
+		return errShareRoot
+	}
 	return unix.Fchmod(int(f.Fd()), mode&0o777)
 }
 
@@ -1164,7 +1177,7 @@ func (d *dirStream) shown(name []byte) bool {
 	if len(name) == 0 || name[0] == '.' && (len(name) == 1 || len(name) == 2 && name[1] == '.') {
 		return false
 	}
-	if len(name) >= len(reservedPrefix) && string(name[:len(reservedPrefix)]) == reservedPrefix {
+	if name[0] == '.' && isReserved(unsafe.String(&name[0], len(name))) {
 		return false
 	}
 	for i := range d.shares {
@@ -1200,24 +1213,26 @@ const (
 	globSteps   = 100_000 // names and directories looked at in one expansion
 	globDepth   = 16      // components with a wildcard
 	globResults = 20_000  // names returned
+	globBytes   = 8 << 20 // of them: a long path in front makes each one long
+	globMatch   = 1 << 10 // bytes of pattern times bytes of name that one step may cost
 )
 
 // glob expands the wildcards of pattern (*, ?, [set]; a backslash takes the
 // next byte literally) below cwd and returns the names as pattern spells them,
-// sorted. The work is bounded: globSteps, globDepth and globResults cut it
-// short without an error, as the list would be useless anyway.
+// sorted. The work is bounded: globSteps, globDepth, globResults and globBytes
+// cut it short without an error, as the list would be useless anyway.
 func (j *jail) glob(cwd, pattern string) ([]string, error) {
 	if strings.Count(pattern, "/") > maxPath/2 || strings.ContainsAny(pattern, "\x00\r\n") {
 		return nil, errBadName
 	}
 	var out []string
-	steps, depth := 0, 0
+	steps, depth, held := 0, 0, 0
 	var walk func(prefix, rest string) error
 	walk = func(prefix, rest string) error {
 		for strings.HasPrefix(rest, "/") {
 			prefix, rest = prefix+"/", rest[1:]
 		}
-		if steps++; steps > globSteps || len(out) >= globResults {
+		if steps++; steps > globSteps || len(out) >= globResults || held > globBytes {
 			return nil // without opening what would not be looked at
 		}
 		part, tail, more := strings.Cut(rest, "/")
@@ -1229,6 +1244,7 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 				}
 				if _, err := j.lstat(p); err == nil {
 					out = append(out, prefix+part)
+					held += len(prefix) + len(part)
 				}
 				return nil
 			}
@@ -1249,7 +1265,8 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 		var names []string
 		set := globSets(part)
 		err = d.each(false, func(e *entry) error {
-			if steps++; steps > globSteps || len(out)+len(names) >= globResults {
+			steps += 1 + len(set)*len(e.name)/globMatch
+			if steps > globSteps || len(out)+len(names) >= globResults || held > globBytes {
 				return io.EOF
 			}
 			if strings.HasPrefix(e.name, ".") && !strings.HasPrefix(part, ".") {
@@ -1261,6 +1278,7 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 			}
 			if ok {
 				names = append(names, strings.Clone(e.name))
+				held += len(prefix) + len(e.name)
 			}
 			return nil
 		})
@@ -1272,6 +1290,10 @@ func (j *jail) glob(cwd, pattern string) ([]string, error) {
 		for _, name := range names {
 			if !more {
 				out = append(out, prefix+name)
+				continue
+			}
+			held -= len(prefix) + len(name)
+			if steps > globSteps {
 				continue
 			}
 			// Only a directory has anything below it, "." and ".." included.

@@ -143,8 +143,8 @@ func (l *lineReader) next() ([]byte, lineStatus) {
 				l.telnet = telnetIAC
 				continue
 			}
-			if c == telnetDM && len(l.line) == 0 && !l.skip {
-				continue // a data mark that lost its IAC; no verb begins so
+			if c >= telnetSE && len(l.line) == 0 && !l.skip {
+				continue // a data mark or IP that lost its IAC; no verb begins so
 			}
 		}
 		if l.cr {

@@ -315,8 +315,9 @@ func (s *session) handle(line string) error {
 	if c.verb != "RNFR" {
 		s.renameFrom = ""
 	}
-	if c.data {
-		s.arm.disarm()
+	if c.data && s.arm.armed() { // it was refused before it came to a transfer
+		s.flush()
+		s.arm.dismiss()
 	}
 	s.setVerb("")
 	s.idleAt = s.idleDeadline()
@@ -531,6 +532,7 @@ func (s *session) logout() {
 	}
 	s.mu.Lock()
 	s.user, s.account, s.jail = nil, nil, nil
+	s.started = time.Now() // who was logged in has the login time anew; a stranger never
 	s.mu.Unlock()
 }
 
@@ -541,13 +543,18 @@ func (s *session) cmdACCT(string) error {
 
 func (s *session) cmdREIN(string) error {
 	s.logout()
+	s.forget()
+	s.reply(codeReady, "Ready for a new user.")
+	return nil
+}
+
+// forget sets everything that commands have set back to how a session begins.
+// What counts against the client stays.
+func (s *session) forget() {
 	s.asked, s.cwd = "", "/"
 	s.ascii, s.modeZ, s.rest, s.allo, s.renameFrom = false, false, 0, -1, ""
 	s.facts, s.digest, s.epsvAll = factsAll, 1, false
-	s.arm.disarm()
-	s.started = time.Now() // a new login time; the session counts as fresh
-	s.reply(codeReady, "Ready for a new user.")
-	return nil
+	s.arm.dismiss()
 }
 
 func (s *session) cmdQUIT(string) error {
@@ -654,8 +661,10 @@ func (s *session) cmdAUTH(arg string) error {
 	}
 	s.logout()
 	was := s.proto
-	// Whatever was pipelined behind AUTH came in clear text and may be anybody's:
-	// it is dropped, never run inside TLS (no STARTTLS injection).
+	// Whatever came in clear text may be anybody's. What was pipelined behind AUTH
+	// is dropped, never run inside TLS (no STARTTLS injection), and what was said
+	// before it, as a TYPE or MODE that spoils uploads, holds no longer.
+	s.forget()
 	s.pending = nil
 	if s.in != nil {
 		s.in.reset()
@@ -821,8 +830,11 @@ func (s *session) featHASH() string {
 	return text
 }
 
-// limiterFor is the account's limit in one direction.
+// limiterFor is the account's limit in one direction, as the user's latest login
+// has set it.
 func (s *session) limiterFor(upload bool) *rate.Limiter {
+	s.srv.mu.Lock()
+	defer s.srv.mu.Unlock()
 	if upload {
 		return s.account.up
 	}

@@ -9,6 +9,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -235,7 +236,7 @@ func (n *memNet) connect(from netip.Addr, port uint16) (*memConn, error) {
 	return c, nil
 }
 
-func (n *memNet) dial(local netip.Addr, to netip.AddrPort, _ time.Duration) (net.Conn, error) {
+func (n *memNet) dial(_ context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	c, err := n.connect(local, to.Port())
 	if err != nil {
 		return nil, err
@@ -269,10 +270,19 @@ func (l *memListener) Close() error {
 	defer l.mu.Unlock()
 	l.closed = true
 	for _, c := range l.queue {
-		c.Close()
+		c.shut(true) // as the kernel does
 	}
 	l.cond.Broadcast()
 	return nil
+}
+
+func (l *memListener) hangUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.queue {
+		c.Close()
+	}
+	l.queue = nil
 }
 
 func (l *memListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }

@@ -174,7 +174,7 @@ func (s *session) cmdPASV(string) error {
 
 // listen arms a passive port; an earlier one is closed.
 func (s *session) listen() (uint16, error) {
-	s.arm.disarm()
+	s.arm.dismiss()
 	ln, port, err := s.srv.ports.passive(s.local, s.srv.config().Passive.Ports)
 	if err != nil {
 		return 0, err
@@ -597,7 +597,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 }
 
 func (s *session) cmdABOR(string) error {
-	s.arm.disarm()
+	s.arm.dismiss()
 	s.reply(codeDataClosed, "Nothing to abort.")
 	return nil
 }

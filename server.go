@@ -85,8 +85,8 @@ type server struct {
 // An account is what the sessions of one user share.
 type account struct {
 	name     string
-	sessions int
-	up, down *rate.Limiter
+	sessions int           // this and the limits: guarded by server.mu
+	up, down *rate.Limiter // nil: none
 }
 
 // newServer builds everything that can be wrong before a socket is opened: a
@@ -501,7 +501,7 @@ func (s *server) statusPage(w io.Writer) {
 	s.mu.Lock()
 	n := len(s.sessions)
 	s.mu.Unlock()
-	fmt.Fprintf(w, "up %s, %d sessions", time.Since(s.started).Round(time.Second), n)
+	fmt.Fprintf(w, "sessions %d", n)
 }
 
 // accept takes connections until the listener closes. Trouble with one
@@ -552,6 +552,11 @@ func (s *server) begin(c net.Conn, kind string) {
 		c.Close()
 		return
 	}
+	defer func() {
+		if v := recover(); v != nil {
+			ses.panicked(v)
+		}
+	}()
 	if kind == "tls" {
 		if err := ses.startTLS(true); err != nil {
 			ses.finish("tls")
@@ -739,14 +744,13 @@ func (s *server) who() []string {
 }
 
 // passiveAddress is what PASV tells this client: the rule of his network, the
-// address for all, or the control connection's own.
+// longest if many fit, the address for all, or the control connection's own.
 func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
 	cfg := s.config().Passive
-	tell := cfg.Address
+	tell, longest := cfg.Address, -1
 	for _, rule := range cfg.For {
-		if rule.Network.contains(peer) {
-			tell = rule.Address
-			break
+		if bits := rule.Network.Bits(); rule.Network.contains(peer) && bits > longest {
+			tell, longest = rule.Address, bits
 		}
 	}
 	if tell == "" {

@@ -24,10 +24,11 @@ import (
 )
 
 const (
-	maxPending  = 64 << 10
-	abuseLimit  = 20 // unknown verbs, before the session ends
-	abuseLong   = 4  // what a line that is too long counts against abuseLimit
-	failedLimit = 5  // failed logins on one connection
+	maxPending  = 64 << 10 // bytes of lines that wait for a transfer's end
+	pendingCost = 32       // what each of them takes besides its bytes
+	abuseLimit  = 20       // unknown verbs, before the session ends
+	abuseLong   = 4        // what a line that is too long counts against abuseLimit
+	failedLimit = 5        // failed logins on one connection
 
 	// parkAfter is how long a session waits on the goroutine that ran its last
 	// command. After it a fresh one waits, with the smallest stack there is: a
@@ -135,10 +136,7 @@ func (s *session) serveControl() {
 func (s *session) run(err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.srv.log.Error("session panic", "session", s.id, "user", s.userName(), "verb", s.verb, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-			s.srv.metrics.panics.Inc()
-			s.replyNow(codeClosing, "An error in the server ended this session; it has been logged.")
-			s.finish("panic")
+			s.panicked(v)
 		}
 	}()
 	for {
@@ -157,6 +155,15 @@ func (s *session) run(err error) {
 		}
 		err = s.handle(line)
 	}
+}
+
+// panicked ends the session after a panic of its goroutine, which is no reason
+// to end anybody else's.
+func (s *session) panicked(v any) {
+	s.srv.log.Error("session panic", "session", s.id, "user", s.userName(), "verb", s.verb, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	s.srv.metrics.panics.Inc()
+	s.replyNow(codeClosing, "An error in the server ended this session; it has been logged.")
+	s.finish("panic")
 }
 
 // errParked: nothing to do, and the goroutine may go.
@@ -338,6 +345,12 @@ func (s *session) read() error {
 		}
 	}
 	s.conn.SetReadDeadline(deadline)
+	if s.tls != nil {
+		// Reading TLS may write: the answer to a KeyUpdate (RFC 8446 section
+		// 4.6.3). A client that sends those and reads nothing must not hold the
+		// session beyond its time.
+		s.conn.SetWriteDeadline(deadline)
+	}
 	if !s.setIdle(true) {
 		return errDrain
 	}
@@ -424,7 +437,7 @@ func (s *session) watched(x *transfer, about string, work func() error) (err err
 	draining := s.draining
 	s.mu.Unlock()
 	_ = draining // a transfer that began is allowed to end
-	t := time.AfterFunc(watchAfter, func() { s.startWatch() })
+	t := time.AfterFunc(watchAfter, func() { s.startWatch(x) })
 	defer func() {
 		s.mu.Lock()
 		s.stopping = true
@@ -445,13 +458,15 @@ func (s *session) watched(x *transfer, about string, work func() error) (err err
 	return work(), 0
 }
 
-func (s *session) startWatch() {
+// startWatch reads the control connection for as long as x is what runs. Its
+// timer may fire so late that x is over and the next transfer has begun, which
+// has a watcher of its own.
+func (s *session) startWatch(x *transfer) {
 	s.mu.Lock()
-	if s.stopping || s.xfer == nil {
+	if s.stopping || s.xfer != x {
 		s.mu.Unlock()
 		return
 	}
-	x := s.xfer
 	done := make(chan struct{})
 	s.watching = done
 	s.conn.SetReadDeadline(time.Time{})
@@ -471,7 +486,7 @@ func (s *session) watch(x *transfer) {
 	s.takeLineReader()
 	held := 0
 	for _, p := range s.pending {
-		held += len(p)
+		held += pendingCost + len(p)
 	}
 	for {
 		line, st := s.in.next()
@@ -495,7 +510,7 @@ func (s *session) watch(x *transfer) {
 				}
 			}
 			s.pending = append(s.pending, text)
-			if held += len(text); held > maxPending {
+			if held += pendingCost + len(text); held > maxPending {
 				return // the rest waits in the socket
 			}
 			continue
@@ -504,6 +519,9 @@ func (s *session) watch(x *transfer) {
 			if st == lineEndless {
 				s.eof = errAbuse
 				x.cancel(errControlGone)
+				return
+			}
+			if held += pendingCost; held > maxPending {
 				return
 			}
 			continue

@@ -12,6 +12,7 @@ package main
 
 import (
 	"compress/zlib"
+	"context"
 	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -73,16 +74,16 @@ var (
 // the network; tests put pipes there.
 type dataPorts struct {
 	listen func(addr netip.AddrPort) (net.Listener, error)
-	dial   func(local netip.Addr, to netip.AddrPort, timeout time.Duration) (net.Conn, error)
+	dial   func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error)
 }
 
 // newDataPorts uses the real network.
 func newDataPorts(quick *quickPoll) *dataPorts {
 	return &dataPorts{
 		listen: func(a netip.AddrPort) (net.Listener, error) { return listenQuick(a, quick) },
-		dial: func(local netip.Addr, to netip.AddrPort, timeout time.Duration) (net.Conn, error) {
-			d := net.Dialer{Timeout: timeout, KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
-			return d.Dial("tcp", to.String())
+		dial: func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			d := net.Dialer{KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
+			return d.DialContext(ctx, "tcp", to.String())
 		},
 	}
 }
@@ -318,6 +319,28 @@ func (l *quickListener) Accept() (net.Conn, error) {
 	}
 }
 
+// hangUp ends the connections that nobody has accepted. What they sent is read
+// away first (under TLS that is a ClientHello): unread, it would make a reset.
+func (l *quickListener) hangUp() {
+	if l.file != nil {
+		return // the poller has it: somebody waited here, and for nobody
+	}
+	var drop [1024]byte
+	for range quickBacklog + 1 {
+		fd, _, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		unix.Shutdown(fd, unix.SHUT_WR)
+		for range quickBacklog {
+			if n, err := unix.Read(fd, drop[:]); n <= 0 || err != nil {
+				break
+			}
+		}
+		unix.Close(fd)
+	}
+}
+
 // A quickConn is the data connection that came in on a quickListener.
 type quickConn struct {
 	quickSocket
@@ -410,6 +433,16 @@ func (a *dataArm) disarm() {
 	*a = dataArm{}
 }
 
+// dismiss disarms when no transfer came of it, once the reply that says why is
+// out. Closing a listener resets who has connected, and clients that read the
+// reset before the reply give up the session (Node's do); they get a plain end.
+func (a *dataArm) dismiss() {
+	if l, ok := a.ln.(interface{ hangUp() }); ok {
+		l.hangUp()
+	}
+	a.disarm()
+}
+
 // A transfer is one data connection from its opening to its end. cancel may
 // be called by any goroutine at any time; everything else belongs to the one
 // that runs the transfer.
@@ -422,7 +455,8 @@ type transfer struct {
 	count   func(int64)   // told of every step while it happens; nil: nobody
 
 	mu      sync.Mutex
-	why     error                 // set by cancel
+	why     error // set by cancel
+	closing bool
 	unblock func(time.Time) error // SetDeadline of whatever is waited for
 
 	stop chan struct{}
@@ -439,7 +473,7 @@ func newTransfer(timeout time.Duration, limit *rate.Limiter) *transfer {
 func (x *transfer) cancel(why error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.why != nil {
+	if x.why != nil || x.closing {
 		return
 	}
 	x.why = why
@@ -477,6 +511,9 @@ func (x *transfer) watch(setDeadline func(time.Time) error) error {
 func (x *transfer) extend() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.closing {
+		return nil // close has set its own
+	}
 	if x.why != nil {
 		return x.why
 	}
@@ -489,8 +526,16 @@ func (x *transfer) extend() error {
 func (x *transfer) open(p *dataPorts, arm *dataArm, local, peer netip.Addr) error {
 	defer arm.disarm()
 	if arm.ln == nil {
-		c, err := p.dial(local, arm.target, x.timeout)
+		ctx, cancel := context.WithTimeout(context.Background(), x.timeout)
+		defer cancel()
+		if err := x.watch(func(time.Time) error { cancel(); return nil }); err != nil {
+			return err
+		}
+		c, err := p.dial(ctx, local, arm.target)
 		if err != nil {
+			if why := x.cancelled(); why != nil {
+				return why
+			}
 			return fmt.Errorf("%w: connect to %s: %w", errNoData, arm.target, err)
 		}
 		x.conn = c
@@ -580,7 +625,7 @@ func (x *transfer) close(err error) {
 		return
 	}
 	x.mu.Lock()
-	x.unblock = func(time.Time) error { return nil }
+	x.closing = true // from now on nothing is cancelled, or close_notify would not leave
 	x.mu.Unlock()
 	if x.tls != nil {
 		x.conn.SetDeadline(time.Now().Add(closeTimeout))
@@ -1126,7 +1171,6 @@ type lister struct {
 	owner jailOwner
 	can   permission
 	facts mlstFacts
-	long  bool // LIST shows numbers for owners it does not know
 
 	sec     int64 // what date holds the text of
 	date    [12]byte
@@ -1314,15 +1358,17 @@ const (
 	factsAll = factGroup<<1 - 1
 )
 
-// mlstFactNames are the names in the order of the bits.
-var mlstFactNames = [...]string{"Type", "Size", "Modify", "Perm", "Unique", "UNIX.mode", "UNIX.owner", "UNIX.group"}
+// mlstFactNames are the names in the order of the bits. They compare without
+// case (RFC 3659 section 7.5), but PHP hands them to scripts as they come, and
+// every other server writes these in small letters.
+var mlstFactNames = [...]string{"type", "size", "modify", "perm", "unique", "UNIX.mode", "UNIX.owner", "UNIX.group"}
 
 // appendMLSx is a line of RFC 3659 section 7.2, without its line end. kind is
 // "cdir", "pdir" or "" for an entry of the directory.
 func (l *lister) appendMLSx(b []byte, e *entry, kind string) []byte {
 	f := l.facts
 	if f&factType != 0 {
-		b = append(b, "Type="...)
+		b = append(b, "type="...)
 		switch {
 		case kind != "":
 			b = append(b, kind...)
@@ -1345,22 +1391,22 @@ func (l *lister) appendMLSx(b []byte, e *entry, kind string) []byte {
 		b = append(b, ';')
 	}
 	if f&factSize != 0 && e.isFile() {
-		b = append(b, "Size="...)
+		b = append(b, "size="...)
 		b = appendPadded(b, e.size, 0)
 		b = append(b, ';')
 	}
 	if f&factModify != 0 {
-		b = append(b, "Modify="...)
+		b = append(b, "modify="...)
 		b = appendFTPTime(b, e.sec, 0)
 		b = append(b, ';')
 	}
 	if f&factPerm != 0 {
-		b = append(b, "Perm="...)
+		b = append(b, "perm="...)
 		b = l.appendPerm(b, e)
 		b = append(b, ';')
 	}
 	if f&factUnique != 0 {
-		b = append(b, "Unique="...)
+		b = append(b, "unique="...)
 		b = e.appendUnique(b)
 		b = append(b, ';')
 	}
