@@ -201,6 +201,9 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}
+	if keys := configNotYet(cfg); len(keys) > 0 {
+		fmt.Fprintf(stdout, "note: this version checks %s but does nothing with it yet\n", strings.Join(keys, ", "))
+	}
 	for _, u := range us.all() {
 		if keys := notYet(u); len(keys) > 0 {
 			fmt.Fprintf(stdout, "note: user %s: this version checks %s but does not enforce it yet\n", u.Name, strings.Join(keys, ", "))
@@ -302,6 +305,12 @@ func newLogger(cfg logConfig, level *slog.LevelVar, w io.Writer) *slog.Logger {
 		return slog.New(newJournalHandler(w, level))
 	case "text":
 		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	opts.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration { // seconds, as everywhere in the metrics
+			a.Value = slog.Float64Value(a.Value.Duration().Seconds())
+		}
+		return a
 	}
 	return slog.New(slog.NewJSONHandler(w, opts))
 }
@@ -482,27 +491,26 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 	return srv, password, nil
 }
 
-// password is the one in the file, or a new one, which then goes there.
+// password is the one in the file, or a new one, which then goes there. Without
+// --password-file it is kept with the demo's state, so that a second run has
+// the same and what was pasted once still works.
 func (d *demo) password() (string, error) {
-	if d.passwordFile != "" {
-		b, err := os.ReadFile(d.passwordFile)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
-		}
-		line, _, _ := strings.Cut(string(b), "\n")
-		if line = strings.TrimSuffix(line, "\r"); line != "" {
-			return line, nil
-		}
+	file := d.passwordFile
+	if file == "" {
+		file = filepath.Join(d.dir, demoState, "password")
 	}
-	var b [10]byte
-	rand.Read(b[:])
-	p := strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
-	if d.passwordFile != "" {
-		if err := writeFileAtomic(d.passwordFile, []byte(p+"\n"), 0o600); err != nil {
-			return "", err
-		}
+	b, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
 	}
-	return p, nil
+	line, _, _ := strings.Cut(string(b), "\n")
+	if line = strings.TrimSuffix(line, "\r"); line != "" {
+		return line, nil
+	}
+	var random [10]byte
+	rand.Read(random[:])
+	p := strings.ToLower(base32.StdEncoding.EncodeToString(random[:]))
+	return p, writeFileAtomic(file, []byte(p+"\n"), 0o600)
 }
 
 // greet prints the line that scripts read and commands for people to try.

@@ -168,6 +168,21 @@ func notYet(u *user) []string {
 	return keys
 }
 
+// configNotYet is the same for the configuration.
+func configNotYet(cfg *config) []string {
+	var keys []string
+	if cfg.Server.IdleExit > 0 {
+		keys = append(keys, "server.idle_exit")
+	}
+	if cfg.Exec != defaultConfig().Exec {
+		keys = append(keys, "exec")
+	}
+	if len(cfg.Commands) > 0 {
+		keys = append(keys, "commands")
+	}
+	return keys
+}
+
 func freeBytes(dir string) (uint64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -373,6 +388,11 @@ func (s *server) openSockets(inherit bool) (err error) {
 			default:
 				k.packet, err = lc.ListenPacket(s.ctx, want.network, addr)
 			}
+			if err == nil && strings.HasPrefix(want.network, "unix") {
+				// Everyone may knock: the kernel tells who it is, and the users' files
+				// say who may come in.
+				err = os.Chmod(addr, 0o666)
+			}
 			if err != nil {
 				return fmt.Errorf("listen.%s: %w", strings.ReplaceAll(want.kind, "-", "_"), err)
 			}
@@ -447,6 +467,9 @@ func (s *server) serve() {
 				}
 			})
 		}
+	}
+	if keys := configNotYet(s.config()); len(keys) > 0 {
+		s.log.Warn("not done by this version", "keys", strings.Join(keys, ","))
 	}
 	for _, u := range s.users.all() {
 		if keys := notYet(u); len(keys) > 0 {

@@ -56,3 +56,46 @@ func TestMissingShareIsLeftOut(t *testing.T) {
 		t.Errorf("the share that is not: isDir %v, missing %v", err, j.missing)
 	}
 }
+
+// A demo's second run has the password of the first, in a file that nobody else reads.
+func TestDemoKeepsItsPassword(t *testing.T) {
+	d := demo{dir: t.TempDir()}
+	state := filepath.Join(d.dir, demoState)
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first, err := d.password()
+	if err != nil || len(first) < 16 {
+		t.Fatalf("password() = %q, %v", first, err)
+	}
+	if again, err := d.password(); again != first || err != nil {
+		t.Errorf("the second run: %q, %v; want %q", again, err, first)
+	}
+	if st, err := os.Stat(filepath.Join(state, "password")); err != nil || st.Mode() != 0o600 {
+		t.Errorf("the file: %v, %v; want mode 0600", st.Mode(), err)
+	}
+}
+
+// The local socket is open to everyone, whatever the umask: the kernel says who
+// comes, and one whose uid has no user still needs a password.
+func TestLocalSocketIsOpenToAll(t *testing.T) {
+	dir := t.TempDir()
+	users := filepath.Join(dir, "users.d")
+	if err := os.Mkdir(users, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cfg := defaultConfig()
+	cfg.Server.StateDir, cfg.Server.UsersDir = dir, users
+	cfg.Listen = listenConfig{Local: []string{filepath.Join(dir, "berth.sock")}}
+	srv, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.openSockets(false); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.sockets[0].close()
+	if st, err := os.Stat(cfg.Listen.Local[0]); err != nil || st.Mode().Perm() != 0o666 {
+		t.Errorf("the socket: %v, %v; want mode 0666", st.Mode(), err)
+	}
+}
