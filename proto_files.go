@@ -265,7 +265,7 @@ func (s *session) cmdMDTM(arg string) error {
 					s.reply(codeDenied, "Permission denied: this account may not write.")
 					return nil
 				}
-				return s.setTime(stamp, name, "Modify=%s; %s")
+				return s.setTime(stamp, name, "%s %s") // Tcl reads it as an answer to MDTM
 			}
 		}
 	}
@@ -369,7 +369,7 @@ func (s *session) cmdHASH(arg string) error {
 	if s.rangeTo >= s.rangeFrom {
 		from, to = s.rangeFrom, s.rangeTo
 	}
-	sum, n, err, aborts := s.sum(s.digest, arg, from, func(size int64) int64 {
+	sum, n, aborts, err := s.sum(s.digest, arg, from, func(size int64) int64 {
 		if to >= 0 && to < size {
 			return to + 1
 		}
@@ -391,7 +391,7 @@ func (s *session) hashX(alg int, arg string) error {
 	if p, err := s.path(arg); err != nil || !s.exists(p) {
 		name, from, end = parseXHash(arg)
 	}
-	sum, _, err, aborts := s.sum(alg, name, from, func(size int64) int64 {
+	sum, _, aborts, err := s.sum(alg, name, from, func(size int64) int64 {
 		if end >= 0 && end < size {
 			return end
 		}
@@ -453,24 +453,24 @@ func parseXHash(arg string) (name string, from, end int64) {
 
 // sum computes a digest of a file from from to what end says of its size. The
 // number of digests computed at once is bounded, and ABOR ends one.
-func (s *session) sum(alg int, name string, from int64, end func(size int64) int64) (hexSum string, to int64, err error, aborts int) {
+func (s *session) sum(alg int, name string, from int64, end func(size int64) int64) (hexSum string, to int64, aborts int, err error) {
 	p, err := s.path(name)
 	if err != nil {
-		return "", 0, err, 0
+		return "", 0, 0, err
 	}
 	f, e, err := s.jail.openFile(p)
 	if err != nil {
-		return "", 0, err, 0
+		return "", 0, 0, err
 	}
 	defer f.Close()
 	to = end(e.size)
 	if from > to {
-		return "", 0, &offsetError{have: e.size, want: from}, 0
+		return "", 0, 0, &offsetError{have: e.size, want: from}
 	}
 	h := digests[alg].make()
 	x := newTransfer(0, nil)
 	s.flush()
-	err, aborts = s.watched(x, s.verb, func() error {
+	aborts, err = s.watched(x, s.verb, func() error {
 		select {
 		case s.srv.hashing <- struct{}{}:
 			defer func() { <-s.srv.hashing }()
@@ -479,7 +479,7 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 		}
 		return digest(h, f, from, to, x.cancelled)
 	})
-	return hex.EncodeToString(h.Sum(nil)), to, err, aborts
+	return hex.EncodeToString(h.Sum(nil)), to, aborts, err
 }
 
 // --- SITE ---

@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -488,9 +489,30 @@ func (b *ftpBox) dialFrom(t testing.TB, peer, local netip.Addr, kind string) *ft
 	go func() {
 		defer close(f.over)
 		b.srv.begin(s, kind)
+		// It runs on by itself. It is over when it has closed and is off the books.
+		s.in.mu.Lock()
+		for !s.in.gone {
+			s.in.cond.Wait()
+		}
+		s.in.mu.Unlock()
+		for b.lists(s) {
+			runtime.Gosched() // no sleep: a bubble's clock stops before its last goroutine
+		}
 	}()
 	t.Cleanup(func() { c.Close() })
 	return f
+}
+
+// lists tells whether the session on a connection is on the server's books.
+func (b *ftpBox) lists(c net.Conn) bool {
+	b.srv.mu.Lock()
+	defer b.srv.mu.Unlock()
+	for _, s := range b.srv.sessions {
+		if s.bare == c {
+			return true
+		}
+	}
+	return false
 }
 
 // serveReal opens real listeners on loopback, control first, and returns their

@@ -31,7 +31,7 @@ func (s *session) cmdTYPE(arg string) error {
 	case "I", "L 8", "L8":
 		s.ascii = false
 		s.reply(codeOK, "Type is binary.")
-	case "A T", "A C", "E", "E N", "E T", "E C", "L", "L 7", "L 16", "L 32", "L 36":
+	case "A T", "A C", "E", "E N", "E T", "E C", "L", "L 7", "L7", "L 16", "L 32", "L 36":
 		s.reply(codeBadParameter, "Types are A, I and L 8.")
 	default:
 		s.reply(codeBadArgument, "Types are A, I and L 8.")
@@ -325,10 +325,10 @@ type transferFunc func(x *transfer) error
 
 // transfer runs one data connection from 150 to the moment before the final
 // reply: it opens it, announces it, encrypts it, moves the bytes, closes it.
-func (s *session) transfer(upload bool, opening string, move transferFunc) (x *transfer, err error, aborts int) {
+func (s *session) transfer(upload bool, opening string, move transferFunc) (x *transfer, aborts int, err error) {
 	cfg := s.srv.config()
 	if err := s.mayUseClearData(); err != nil {
-		return nil, err, 0
+		return nil, 0, err
 	}
 	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
 	x.upload = upload
@@ -340,7 +340,7 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 		}
 	}()
 	s.flush()
-	err, aborts = s.watched(x, s.verb, func() error {
+	aborts, err = s.watched(x, s.verb, func() error {
 		mode := "active"
 		if s.arm.ln != nil {
 			mode = "passive"
@@ -365,7 +365,7 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 	})
 	ended = true
 	x.close(err)
-	return x, err, aborts
+	return x, aborts, err
 }
 
 // direction is how log and metrics call it.
@@ -445,7 +445,7 @@ func (s *session) download(p, opening string, move transferFunc) error {
 	m := s.srv.metrics
 	m.transferStarted("download")
 	started := time.Now()
-	x, err, aborts := s.transfer(false, opening, func(x *transfer) error {
+	x, aborts, err := s.transfer(false, opening, func(x *transfer) error {
 		x.count = m.bytes(s.user.Name, "download", s.proto).Add
 		return move(x)
 	})
@@ -557,7 +557,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	m := s.srv.metrics
 	m.transferStarted("upload")
 	started := time.Now()
-	x, err, aborts := s.transfer(true, opening, func(x *transfer) error {
+	x, aborts, err := s.transfer(true, opening, func(x *transfer) error {
 		x.count = m.bytes(s.user.Name, "upload", s.proto).Add
 		notified, err := x.receive(u, coding{ascii: s.converting(), z: s.modeZ}, sum, &s.srv.splices)
 		if err == nil && !notified {
@@ -590,7 +590,8 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 		done = "Transfer complete. SHA-256 " + hex.EncodeToString(sum.Sum(nil))
 	}
 	if kind == uploadUnique {
-		done = "Transfer complete. FILE: " + path.Base(p)
+		// What BSD servers say and Perl's Net::FTP reads the name from.
+		done = "Transfer complete (unique file name:" + path.Base(p) + ")."
 	}
 	s.conclude(err, done, aborts)
 	return nil
@@ -693,7 +694,7 @@ func (s *session) sendListing(l *listing, p string, stat bool, before []entry, f
 // sendLines runs the data connection of a listing. It is no file transfer, so
 // it is neither logged nor counted as one.
 func (s *session) sendLines(p string, write func(out io.Writer) error) error {
-	x, err, aborts := s.transfer(false, "Here comes the listing.", func(x *transfer) error {
+	x, aborts, err := s.transfer(false, "Here comes the listing.", func(x *transfer) error {
 		w, finish := x.encoder(coding{z: s.modeZ})
 		err := write(sent{x: x, w: w})
 		if err == nil {
@@ -849,7 +850,7 @@ func (s *session) cmdSTAT(arg string) error {
 	} else {
 		_, err = controlLines{s}.Write(format(nil, &l.one))
 	}
-	if err != nil {
+	if err != nil && s.flush() == nil { // not for a client that went away
 		s.srv.log.Warn("listing stopped", "session", s.id, "user", s.user.Name, "error", err)
 	}
 	s.wmu.Lock()

@@ -429,8 +429,8 @@ func (s *session) userName() string {
 
 // watched runs work, which moves x, while the control connection is read: ABOR
 // ends the transfer, STAT tells how far it is, everything else waits its turn.
-// It returns work's error and how many ABORs came.
-func (s *session) watched(x *transfer, about string, work func() error) (err error, aborts int) {
+// It returns how many ABORs came, and work's error.
+func (s *session) watched(x *transfer, about string, work func() error) (aborts int, err error) {
 	s.mu.Lock()
 	s.xfer, s.about, s.aborts, s.stopping = x, about, 0, false
 	s.watching = nil
@@ -455,7 +455,7 @@ func (s *session) watched(x *transfer, about string, work func() error) (err err
 		s.aborts = 0
 		s.mu.Unlock()
 	}()
-	return work(), 0
+	return 0, work()
 }
 
 // startWatch reads the control connection for as long as x is what runs. Its
