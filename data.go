@@ -1,0 +1,660 @@
+// data.go opens data connections: passive ports, active connects, who may be at
+// the other end, and TLS on top. It is apart from transfer.go along a line of
+// trust: here it is decided with whom bytes are exchanged, there they are. The
+// sockets are berth's own, and not package net's, for as long as that is
+// cheaper: see quickSocket.
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// passiveTries is how many ports of the range are tried for one PASV.
+	passiveTries = 256
+	// lowestDataPort: nothing privileged is ever connected to (RFC 2577 section 3).
+	lowestDataPort = 1024
+)
+
+// dataPorts opens the server's side of data connections. listen and dial are
+// the network; tests put pipes there.
+type dataPorts struct {
+	listen func(addr netip.AddrPort) (net.Listener, error)
+	dial   func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error)
+}
+
+// newDataPorts uses the real network.
+func newDataPorts(quick *quickPoll) *dataPorts {
+	return &dataPorts{
+		listen: func(a netip.AddrPort) (net.Listener, error) { return listenQuick(a, quick) },
+		dial: func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			d := net.Dialer{KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
+			return d.DialContext(ctx, "tcp", to.String())
+		},
+	}
+}
+
+// passive listens on local and a random port of the range. The search starts
+// at a random place, so that the next port cannot be told from the last one
+// (RFC 2577 section 8).
+func (p *dataPorts) passive(local netip.Addr, ports portRange) (net.Listener, uint16, error) {
+	low, n := 0, 1
+	if ports.Low != 0 {
+		low, n = int(ports.Low), int(ports.High)-int(ports.Low)+1
+	}
+	start := rand.IntN(n)
+	var last error
+	for try := range min(n, passiveTries) {
+		port := 0
+		if low != 0 {
+			port = low + (start+try)%n
+		}
+		ln, err := p.listen(netip.AddrPortFrom(local, uint16(port)))
+		if err == nil {
+			if a, ok := ln.Addr().(*net.TCPAddr); ok {
+				port = a.Port
+			}
+			return ln, uint16(port), nil
+		}
+		last = err
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	if errors.Is(last, syscall.EADDRINUSE) {
+		return nil, 0, errNoPort
+	}
+	return nil, 0, last
+}
+
+// A quickPoll decides who may wait in poll(2) instead of in Go's poller. Where
+// the other side answers within microseconds, as on a LAN and with small files,
+// putting a processor to sleep and waking it again is most of the cost of a
+// transfer (measured with 4 KiB files and one session: a third less CPU). But
+// such a wait holds a processor, so it is for one at a time, and only while no
+// more sessions are at work than there are processors.
+type quickPoll struct {
+	waiting atomic.Bool
+	busy    atomic.Int32 // sessions that are not waiting for a command
+}
+
+const quickWait = 2 // milliseconds
+
+// soon waits a moment for events on fd; false: it will take longer.
+func (q *quickPoll) soon(fd int, events int16) bool {
+	n := int32(runtime.GOMAXPROCS(0))
+	if n == 1 || q.busy.Load() > n || !q.waiting.CompareAndSwap(false, true) {
+		return false
+	}
+	defer q.waiting.Store(false)
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
+	ready, err := unix.Poll(p[:], quickWait)
+	return ready > 0 || err == unix.EINTR
+}
+
+// A quickSocket is a socket that Go's poller does not know until it has to wait
+// for longer than a moment. Most data connections are opened, used and closed
+// within a millisecond; for them the poller, and what package net asks the
+// kernel about every socket, are most of the cost.
+//
+// It belongs to one goroutine; only SetDeadline may be called by others.
+type quickSocket struct {
+	fd    int
+	quick *quickPoll
+
+	mu       sync.Mutex // guards what follows
+	deadline time.Time
+	file     *os.File // known to the poller
+}
+
+func (q *quickSocket) SetDeadline(t time.Time) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.deadline = t
+	if q.file != nil {
+		return q.file.SetDeadline(t)
+	}
+	return nil
+}
+
+func (q *quickSocket) Close() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.file != nil {
+		return q.file.Close()
+	}
+	if q.fd < 0 {
+		return net.ErrClosed
+	}
+	err := unix.Close(q.fd)
+	q.fd = -1
+	return err
+}
+
+// do runs call, a non-blocking system call on the socket, until it has
+// something better to say than EAGAIN.
+func (q *quickSocket) do(name string, events int16, call func(fd int) error) error {
+	for q.file == nil {
+		if q.fd < 0 {
+			return net.ErrClosed
+		}
+		err := call(q.fd)
+		switch {
+		case err == nil:
+			return nil
+		case err == unix.EINTR:
+		case err != unix.EAGAIN:
+			return os.NewSyscallError(name, err)
+		case !q.quick.soon(q.fd, events):
+			q.join()
+		}
+	}
+	rc, err := q.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	wait := rc.Read
+	if events == unix.POLLOUT {
+		wait = rc.Write
+	}
+	var result error
+	err = wait(func(fd uintptr) bool {
+		for {
+			if result = call(int(fd)); result != unix.EINTR {
+				return result != unix.EAGAIN
+			}
+		}
+	})
+	if err == nil && result != nil {
+		err = os.NewSyscallError(name, result)
+	}
+	return err
+}
+
+// join makes the socket known to the poller, for good.
+func (q *quickSocket) join() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.file = os.NewFile(uintptr(q.fd), "data connection") // non-blocking, so it is polled
+	q.fd = -1
+	q.file.SetDeadline(q.deadline)
+}
+
+// A quickListener is a passive port.
+type quickListener struct {
+	quickSocket
+	addr netip.AddrPort
+}
+
+// quickBacklog is how many may knock at a passive port at once. One is
+// expected; strangers must not keep it out.
+const quickBacklog = 16
+
+// listenQuick listens on addr; port 0 takes a free one.
+func listenQuick(addr netip.AddrPort, quick *quickPoll) (net.Listener, error) {
+	sa, family := sockaddr(addr)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	// Ports of earlier transfers in TIME_WAIT can be used again.
+	err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	if err == nil && family == unix.AF_INET6 {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
+	}
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, sa))
+	}
+	if err == nil {
+		err = os.NewSyscallError("listen", unix.Listen(fd, quickBacklog))
+	}
+	if err == nil && addr.Port() == 0 {
+		var got unix.Sockaddr
+		if got, err = unix.Getsockname(fd); err == nil {
+			addr = addrPortOf(got)
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return &quickListener{quickSocket{fd: fd, quick: quick}, addr}, nil
+}
+
+func sockaddr(a netip.AddrPort) (unix.Sockaddr, int) {
+	if ip := a.Addr(); !ip.Is4() {
+		sa := &unix.SockaddrInet6{Port: int(a.Port()), Addr: ip.As16()}
+		if zone := ip.Zone(); zone != "" {
+			if i, err := net.InterfaceByName(zone); err == nil {
+				sa.ZoneId = uint32(i.Index)
+			} else if n, ok := parseOffset(zone); ok {
+				sa.ZoneId = uint32(n)
+			}
+		}
+		return sa, unix.AF_INET6
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}, unix.AF_INET
+}
+
+func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+func (l *quickListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }
+
+func (l *quickListener) Accept() (net.Conn, error) {
+	for {
+		var fd int
+		var sa unix.Sockaddr
+		err := l.do("accept4", unix.POLLIN, func(listener int) (err error) {
+			fd, sa, err = unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			return err
+		})
+		switch {
+		case err == nil:
+			return &quickConn{quickSocket: quickSocket{fd: fd, quick: l.quick}, local: l.addr, remote: addrPortOf(sa)}, nil
+		case !errors.Is(err, unix.ECONNABORTED):
+			return nil, err
+		}
+	}
+}
+
+// hangUp ends the connections that nobody has accepted. What they sent is read
+// away first (under TLS that is a ClientHello): unread, it would make a reset.
+func (l *quickListener) hangUp() {
+	if l.file != nil {
+		return // the poller has it: somebody waited here, and for nobody
+	}
+	var drop [1024]byte
+	for range quickBacklog + 1 {
+		fd, _, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		unix.Shutdown(fd, unix.SHUT_WR)
+		for range quickBacklog {
+			if n, err := unix.Read(fd, drop[:]); n <= 0 || err != nil {
+				break
+			}
+		}
+		unix.Close(fd)
+	}
+}
+
+// A quickConn is the data connection that came in on a quickListener.
+type quickConn struct {
+	quickSocket
+	local, remote netip.AddrPort
+}
+
+func (c *quickConn) LocalAddr() net.Addr  { return net.TCPAddrFromAddrPort(c.local) }
+func (c *quickConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
+
+func (c *quickConn) SetReadDeadline(t time.Time) error  { return c.SetDeadline(t) }
+func (c *quickConn) SetWriteDeadline(t time.Time) error { return c.SetDeadline(t) }
+
+func (c *quickConn) SetLinger(sec int) error {
+	return c.do("setsockopt", unix.POLLOUT, func(fd int) error {
+		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(sec)})
+	})
+}
+
+func (c *quickConn) Read(p []byte) (n int, err error) {
+	err = c.do("read", unix.POLLIN, func(fd int) (err error) {
+		n, err = unix.Read(fd, p)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (c *quickConn) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		n := 0
+		err := c.do("write", unix.POLLOUT, func(fd int) (err error) {
+			n, err = unix.Write(fd, p[done:])
+			return err
+		})
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// sendfile sends up to n bytes of f from where it stands; it may send fewer.
+func (c *quickConn) sendfile(f *os.File, n int64) (int64, error) {
+	sent := 0
+	err := c.do("sendfile", unix.POLLOUT, func(fd int) (err error) {
+		sent, err = unix.Sendfile(fd, int(f.Fd()), nil, int(n))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return int64(sent), nil
+}
+
+// settle hands the socket to package net, which splice and TLS want.
+func (c *quickConn) settle() (*net.TCPConn, error) {
+	if c.file == nil {
+		c.join()
+	}
+	conn, err := net.FileConn(c.file)
+	c.file.Close()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return conn.(*net.TCPConn), conn.SetDeadline(c.deadline)
+}
+
+// A dataArm is what PASV, EPSV, PORT or EPRT left behind for the next
+// transfer: a listener, or where to connect to. The zero value is unarmed.
+type dataArm struct {
+	ln     net.Listener
+	target netip.AddrPort
+}
+
+func (a *dataArm) armed() bool { return a.ln != nil || a.target.IsValid() }
+
+func (a *dataArm) disarm() {
+	if a.ln != nil {
+		a.ln.Close()
+	}
+	*a = dataArm{}
+}
+
+// dismiss disarms when no transfer came of it, once the reply that says why is
+// out. Closing a listener resets who has connected, and clients that read the
+// reset before the reply give up the session (Node's do); they get a plain end.
+func (a *dataArm) dismiss() {
+	if l, ok := a.ln.(interface{ hangUp() }); ok {
+		l.hangUp()
+	}
+	a.disarm()
+}
+
+// A transfer is one data connection from its opening to its end. cancel may
+// be called by any goroutine at any time; everything else belongs to the one
+// that runs the transfer.
+type transfer struct {
+	timeout time.Duration // nothing moved for so long: errStalled
+	upload  bool
+	moved   atomic.Int64 // bytes of the file or listing so far
+	started time.Time
+	limit   *rate.Limiter // nil: none
+	count   func(int64)   // told of every step while it happens; nil: nobody
+
+	mu      sync.Mutex
+	why     error // set by cancel
+	closing bool
+	unblock func(time.Time) error // SetDeadline of whatever is waited for
+
+	stop chan struct{}
+	conn net.Conn // the bare connection
+	tls  *tls.Conn
+	eof  *eofConn
+}
+
+func newTransfer(timeout time.Duration, limit *rate.Limiter) *transfer {
+	return &transfer{timeout: timeout, limit: limit, started: time.Now(), stop: make(chan struct{})}
+}
+
+// cancel ends the transfer with the error why, wherever it is.
+func (x *transfer) cancel(why error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.why != nil || x.closing {
+		return
+	}
+	x.why = why
+	close(x.stop)
+	if x.unblock != nil {
+		x.unblock(time.Unix(1, 0))
+	}
+}
+
+// progress notes that n more bytes have moved.
+func (x *transfer) progress(n int64) {
+	x.moved.Add(n)
+	if x.count != nil {
+		x.count(n)
+	}
+}
+
+// cancelled returns what cancel was told, if it was called.
+func (x *transfer) cancelled() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.why
+}
+
+// watch makes d what cancel unblocks.
+func (x *transfer) watch(setDeadline func(time.Time) error) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.unblock = setDeadline
+	return x.why
+}
+
+// extend gives the next operation the whole timeout, unless cancel came first:
+// both set the same deadline, and under the same lock neither is lost.
+func (x *transfer) extend() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closing {
+		return nil // close has set its own
+	}
+	if x.why != nil {
+		return x.why
+	}
+	return x.unblock(time.Now().Add(x.timeout))
+}
+
+// open makes the data connection: waits for the client on a listener, or
+// connects to it. Only peer, the control connection's own address, is served:
+// others are closed and the wait goes on (no PASV theft, RFC 2577 section 3).
+func (x *transfer) open(p *dataPorts, arm *dataArm, local, peer netip.Addr) error {
+	defer arm.disarm()
+	if arm.ln == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), x.timeout)
+		defer cancel()
+		if err := x.watch(func(time.Time) error { cancel(); return nil }); err != nil {
+			return err
+		}
+		c, err := p.dial(ctx, local, arm.target)
+		if err != nil {
+			if why := x.cancelled(); why != nil {
+				return why
+			}
+			return fmt.Errorf("%w: connect to %s: %w", errNoData, arm.target, err)
+		}
+		x.conn = c
+		return x.watch(c.SetDeadline)
+	}
+	if d, ok := arm.ln.(interface{ SetDeadline(time.Time) error }); ok {
+		if err := x.watch(d.SetDeadline); err != nil {
+			return err
+		}
+		if err := x.extend(); err != nil {
+			return err
+		}
+	} else { // a test's listener of pipes
+		ln := arm.ln
+		if err := x.watch(func(time.Time) error { return ln.Close() }); err != nil {
+			return err
+		}
+	}
+	for {
+		c, err := arm.ln.Accept()
+		if err != nil {
+			if why := x.cancelled(); why != nil {
+				return why
+			}
+			return fmt.Errorf("%w: %w", errNoData, err)
+		}
+		if a := addrOf(c.RemoteAddr()); a.IsValid() && a != peer {
+			c.Close()
+			continue
+		}
+		x.conn = c
+		return x.watch(c.SetDeadline)
+	}
+}
+
+// bareTCP is the data connection as Go's own TCP connection, which is what
+// sendfile, splice and TLS want; nil where a test put something else.
+func (x *transfer) bareTCP() (*net.TCPConn, error) {
+	q, ok := x.conn.(*quickConn)
+	if !ok {
+		tcp, _ := x.conn.(*net.TCPConn)
+		return tcp, nil
+	}
+	tcp, err := q.settle()
+	if err != nil {
+		return nil, err
+	}
+	x.conn = tcp
+	return tcp, x.watch(tcp.SetDeadline)
+}
+
+// addrOf is the bare address of a TCP peer: unmapped, without zone; invalid
+// for anything else.
+func addrOf(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
+}
+
+// startTLS does the server's handshake, also where the server connected
+// (RFC 4217 section 7).
+func (x *transfer) startTLS(cfg *tls.Config) (tls.ConnectionState, error) {
+	if _, err := x.bareTCP(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	if err := x.extend(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	x.eof = &eofConn{Conn: patientConn{x}}
+	x.tls = tls.Server(x.eof, cfg)
+	if err := x.tls.Handshake(); err != nil {
+		if why := x.cancelled(); why != nil {
+			err = why
+		}
+		return tls.ConnectionState{}, fmt.Errorf("%w: TLS: %w", errNoData, err)
+	}
+	return x.tls.ConnectionState(), nil
+}
+
+// close ends the data connection: with close_notify under TLS, always. In
+// plain text a transfer that failed ends with a reset, so that a client that
+// does not read replies cannot take a part for the whole; one that the client
+// aborted itself does not.
+func (x *transfer) close(err error) {
+	if x.conn == nil {
+		return
+	}
+	x.mu.Lock()
+	x.closing = true // from now on nothing is cancelled, or close_notify would not leave
+	x.mu.Unlock()
+	if x.tls != nil {
+		x.conn.SetDeadline(time.Now().Add(closeTimeout))
+		closeTLS(x.tls)
+	} else if t, ok := x.conn.(interface{ SetLinger(int) error }); ok && err != nil && !errors.Is(err, errAborted) {
+		t.SetLinger(0)
+	}
+	x.conn.Close()
+}
+
+// closeTimeout is how long a client that reads nothing can hold up the
+// sending of close_notify.
+const closeTimeout = 2 * time.Second
+
+// patientConn gives every read and write of a copying transfer the whole
+// timeout, and goes on with a write that moved something before it timed out:
+// a slow client is not a stalled one.
+type patientConn struct{ x *transfer }
+
+func (c patientConn) Read(p []byte) (int, error) {
+	if err := c.x.extend(); err != nil {
+		return 0, err
+	}
+	return c.x.conn.Read(p)
+}
+
+func (c patientConn) Write(p []byte) (int, error) {
+	done := 0
+	for {
+		if err := c.x.extend(); err != nil {
+			return done, err
+		}
+		n, err := c.x.conn.Write(p[done:])
+		done += n
+		if err == nil || n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return done, err
+		}
+	}
+}
+
+func (c patientConn) Close() error                       { return c.x.conn.Close() }
+func (c patientConn) LocalAddr() net.Addr                { return c.x.conn.LocalAddr() }
+func (c patientConn) RemoteAddr() net.Addr               { return c.x.conn.RemoteAddr() }
+func (c patientConn) SetDeadline(t time.Time) error      { return nil } // extend does it
+func (c patientConn) SetReadDeadline(t time.Time) error  { return nil }
+func (c patientConn) SetWriteDeadline(t time.Time) error { return nil }
+
+// stream is the connection as a reader and writer for copies.
+func (x *transfer) stream() io.ReadWriter {
+	if x.tls != nil {
+		return x.tls
+	}
+	return patientConn{x}
+}
+
+// explain turns the error of an operation into its cause: what cancel said,
+// or a stall.
+func (x *transfer) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if why := x.cancelled(); why != nil {
+		return why
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errStalled
+	}
+	return err
+}
