@@ -124,11 +124,14 @@ func (d *dirStream) each(stat bool, fn func(*entry) error) error {
 	emit := func(name []byte) error {
 		e.name = unsafe.String(&name[0], len(name))
 		if stat {
-			if err := d.stat(&e); err != nil {
-				if err == unix.ENOENT {
-					return nil
-				}
-				return err
+			switch err := d.stat(&e); err {
+			case nil:
+			case unix.ENOENT:
+				return nil
+			default:
+				// As in a directory that may be read and not searched: the name is
+				// all that can be told, and no reason to withhold the others.
+				e = entry{name: e.name}
 			}
 		}
 		return fn(&e)

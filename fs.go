@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -215,7 +214,7 @@ type jail struct {
 	home    *tree
 	shares  map[string]*tree
 	missing []error // shares that could not be opened, and so do not show
-	refs    atomic.Int64
+	refs    int     // sessions; guarded by jailSet.mu
 	key     jailKey
 	owner   jailOwner
 }
@@ -283,12 +282,11 @@ func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail,
 		key.trees = b.String()
 	}
 
-	js.mu.Lock()
-	defer js.mu.Unlock()
-	if j := js.open[key]; j != nil {
-		j.refs.Add(1)
+	if j := js.join(key, nil); j != nil {
 		return j, nil
 	}
+	// Opened outside the lock: a home on a dead network disk must not hold up
+	// everybody else's login.
 	t, err := openTree(home, true, js.openat2)
 	if err != nil {
 		return nil, fmt.Errorf("home: %w", err)
@@ -306,16 +304,33 @@ func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail,
 		}
 		j.shares[name] = t
 	}
-	j.refs.Store(1)
-	js.open[key] = j
-	return j, nil
+	return js.join(key, j), nil
+}
+
+// join returns the jail that is open under key, with one session more; if there
+// is none it is mine from now on, and if there is, mine is closed.
+func (js *jailSet) join(key jailKey, mine *jail) *jail {
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	j := js.open[key]
+	switch {
+	case j == nil && mine == nil:
+		return nil
+	case j == nil:
+		j = mine
+		js.open[key] = j
+	case mine != nil:
+		mine.close()
+	}
+	j.refs++
+	return j
 }
 
 // leave gives back what enter gave; the last one closes the descriptors.
 func (js *jailSet) leave(j *jail) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
-	if j.refs.Add(-1) == 0 {
+	if j.refs--; j.refs == 0 {
 		delete(js.open, j.key)
 		j.close()
 	}

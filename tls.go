@@ -62,6 +62,9 @@ func tlsEpoch() time.Time { return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) }
 // errTLSNotResumed refuses a data connection under session_reuse = "on".
 var errTLSNotResumed = errors.New(`data connection does not resume the TLS session of its control connection; let the client reuse sessions, or set session_reuse = "off" in [tls]`)
 
+// tlsDirectory is where the certificate that berth makes is, in the state directory.
+const tlsDirectory = "tls"
+
 // A tlsKeeper holds the server's certificate and the secrets tickets are
 // sealed with. It is safe for use by any number of goroutines.
 //
@@ -133,7 +136,7 @@ func newTLSKeeper(cfg tlsConfig, stateDir, name string, log *slog.Logger) (*tlsK
 		return nil, errors.New("tls: certificate and key belong together; set both, or neither to have a certificate made")
 	}
 	if k.cert == "" {
-		dir := filepath.Join(stateDir, "tls")
+		dir := filepath.Join(stateDir, tlsDirectory)
 		k.cert, k.key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 		if err := generateCertificate(dir, name); err != nil {
 			return nil, fmt.Errorf("tls: make a certificate in %s: %w", dir, err)

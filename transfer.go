@@ -10,6 +10,7 @@
 package main
 
 import (
+	"cmp"
 	"compress/zlib"
 	"crypto/md5"
 	"crypto/sha1"
@@ -362,6 +363,7 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 	defer copyBuffers.Put(bp)
 	buf := *bp
 	var r io.Reader = x.stream()
+	wire := r
 	if c.z {
 		in := &countReader{r: r}
 		z, err := zlib.NewReader(in)
@@ -397,6 +399,11 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 			}
 		}
 		if err == io.EOF {
+			if c.z { // the end of the zlib stream is not yet the end of the connection
+				if m, werr := wire.Read(buf[:1]); m > 0 || werr != io.EOF {
+					return cmp.Or(werr, errTrailing)
+				}
+			}
 			return nil
 		}
 		if err != nil {
@@ -404,6 +411,8 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 		}
 	}
 }
+
+var errTrailing = errors.New("zlib: data behind the end of the stream")
 
 type countReader struct {
 	r io.Reader

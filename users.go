@@ -298,7 +298,13 @@ func checkUserDir(dir, usersDir, stateDir string, bad func(problem string)) stri
 			continue
 		}
 		bad(fmt.Sprintf("%q holds %q, which is berth's own; use a directory beside it", dir, own))
-		break
+		return dir
+	}
+	for _, own := range []string{usersDir, filepath.Join(stateDir, tlsDirectory)} {
+		if rel, err := filepath.Rel(own, dir); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+			bad(fmt.Sprintf("%q is in %q, which is berth's own; use a directory beside it", dir, own))
+			break
+		}
 	}
 	return dir
 }

@@ -193,6 +193,8 @@ func TestCheckUserDir(t *testing.T) {
 		{"/", "/", false},
 		{"/etc", "/etc", false},
 		{"/etc/berth/users.d", "/etc/berth/users.d", false},
+		{"/etc/berth/users.d/ann", "/etc/berth/users.d/ann", false},
+		{"/var/lib/berth/tls", "/var/lib/berth/tls", false},
 		{"/srv/../var/lib/berth", "/var/lib/berth", false},
 		{"scans", "scans", false},
 		{"../x", "../x", false},
