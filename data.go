@@ -88,19 +88,23 @@ func (p *dataPorts) passive(local netip.Addr, ports portRange) (net.Listener, ui
 // the other side answers within microseconds, as on a LAN and with small files,
 // putting a processor to sleep and waking it again is most of the cost of a
 // transfer (measured with 4 KiB files and one session: a third less CPU). But
-// such a wait holds a processor, so it is for one at a time, and only while no
-// more sessions are at work than there are processors.
+// such a wait holds a processor, so it is for one at a time, and only while not
+// more than quickBusy sessions are at work for each processor: with 64 on two,
+// others wanted it.
 type quickPoll struct {
 	waiting atomic.Bool
 	busy    atomic.Int32 // sessions that are not waiting for a command
 }
 
-const quickWait = 2 // milliseconds
+const (
+	quickWait = 2 // milliseconds
+	quickBusy = 8
+)
 
 // soon waits a moment for events on fd; false: it will take longer.
 func (q *quickPoll) soon(fd int, events int16) bool {
 	n := int32(runtime.GOMAXPROCS(0))
-	if n == 1 || q.busy.Load() > n || !q.waiting.CompareAndSwap(false, true) {
+	if n == 1 || q.busy.Load() > quickBusy*n || !q.waiting.CompareAndSwap(false, true) {
 		return false
 	}
 	defer q.waiting.Store(false)
