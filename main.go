@@ -181,16 +181,26 @@ func buildVersion() (v, revision string) {
 	return v, revision
 }
 
-func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	fs := flags(stderr, "check [--config FILE]", "berth check --config /etc/berth/berth.toml")
-	path := fs.String("config", defaultConfigPath, "the configuration `FILE`")
+// configured loads the configuration for a verb whose only option is --config. A
+// nil configuration means that the program is to end with code.
+func configured(verb, example string, args []string, stdout, stderr io.Writer) (cfg *config, path string, code int) {
+	fs := flags(stderr, verb+" [--config FILE]", example)
+	fs.StringVar(&path, "config", defaultConfigPath, "the configuration `FILE`")
 	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
-		return code
+		return nil, path, code
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := loadConfig(path)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
-		return exitFailed
+		return nil, path, exitFailed
+	}
+	return cfg, path, exitOK
+}
+
+func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	cfg, path, code := configured("check", "berth check --config /etc/berth/berth.toml", args, stdout, stderr)
+	if cfg == nil {
+		return code
 	}
 	us, err := loadUsers(cfg.Server.UsersDir, cfg.Server.StateDir, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -214,26 +224,20 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	if n == 1 {
 		users = "user"
 	}
-	fmt.Fprintf(stdout, "%s: the configuration is good, with %d %s in %s\n", *path, n, users, cfg.Server.UsersDir)
+	fmt.Fprintf(stdout, "%s: the configuration is good, with %d %s in %s\n", path, n, users, cfg.Server.UsersDir)
 	if n == 0 {
-		fmt.Fprintf(stdout, "nobody can log in yet; add someone with: berth user add NAME --config %s\n", *path)
+		fmt.Fprintf(stdout, "nobody can log in yet; add someone with: berth user add NAME --config %s\n", path)
 	}
 	return exitOK
 }
 
 func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	fs := flags(stderr, "health [--config FILE]", "berth health")
-	path := fs.String("config", defaultConfigPath, "the configuration `FILE`")
-	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
+	cfg, path, code := configured("health", "berth health", args, stdout, stderr)
+	if cfg == nil {
 		return code
 	}
-	cfg, err := loadConfig(*path)
-	if err != nil {
-		fmt.Fprintln(stderr, err)
-		return exitFailed
-	}
 	if len(cfg.Listen.HTTP) == 0 {
-		fmt.Fprintf(stderr, "berth health: listen.http is empty in %s; health asks /healthz there\n", *path)
+		fmt.Fprintf(stderr, "berth health: listen.http is empty in %s; health asks /healthz there\n", path)
 		return exitUsage
 	}
 	host, port, _ := net.SplitHostPort(cfg.Listen.HTTP[0])
@@ -258,15 +262,9 @@ func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 // --- serve ---
 
 func runServe(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	fs := flags(stderr, "serve [--config FILE]", "berth serve --config /etc/berth/berth.toml")
-	path := fs.String("config", defaultConfigPath, "the configuration `FILE`")
-	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
+	cfg, path, code := configured("serve", "berth serve --config /etc/berth/berth.toml", args, stdout, stderr)
+	if cfg == nil {
 		return code
-	}
-	cfg, err := loadConfig(*path)
-	if err != nil {
-		fmt.Fprintln(stderr, err)
-		return exitFailed
 	}
 	level := new(slog.LevelVar)
 	log := newLogger(cfg.Log, level, stderr)
@@ -275,7 +273,7 @@ func runServe(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
 		return exitFailed
 	}
-	srv.configPath = *path
+	srv.configPath = path
 	if err := srv.openSockets(true); err != nil {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
 		return exitFailed
