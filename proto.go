@@ -841,9 +841,8 @@ func (s *session) limiterFor(upload bool) *rate.Limiter {
 	return s.account.down
 }
 
-// sessionLog is the session's logger with what every line of it carries.
-func (s *session) transferLog(result, path string, upload bool, bytes int64, dur time.Duration, err error) {
-	level := slog.LevelInfo
+// transferLog is the one line that a transfer leaves in the log, whatever its end.
+func (s *session) transferLog(result, path string, bytes int64, dur time.Duration, err error) {
 	attrs := []slog.Attr{
 		slog.Uint64("session", s.id), slog.String("user", s.userName()), slog.String("addr", s.addrText()),
 		slog.String("proto", s.proto), slog.String("verb", s.verb), slog.String("path", path),
@@ -852,5 +851,5 @@ func (s *session) transferLog(result, path string, upload bool, bytes int64, dur
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
-	s.srv.log.LogAttrs(context.Background(), level, "transfer", attrs...)
+	s.srv.log.LogAttrs(context.Background(), slog.LevelInfo, "transfer", attrs...)
 }

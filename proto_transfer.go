@@ -463,7 +463,7 @@ func (s *session) recordTransfer(p, direction string, x *transfer, started time.
 		moved = x.moved.Load()
 	}
 	s.srv.metrics.transferEnded(s.user.Name, direction, s.proto, result, dur)
-	s.transferLog(result, p, direction == "upload", moved, dur, err)
+	s.transferLog(result, p, moved, dur, err)
 }
 
 // transferResult names how a transfer ended, for log and metrics.

@@ -434,9 +434,7 @@ func (s *session) watched(x *transfer, about string, work func() error) (aborts 
 	s.mu.Lock()
 	s.xfer, s.about, s.aborts, s.stopping = x, about, 0, false
 	s.watching = nil
-	draining := s.draining
 	s.mu.Unlock()
-	_ = draining // a transfer that began is allowed to end
 	t := time.AfterFunc(watchAfter, func() { s.startWatch(x) })
 	defer func() {
 		s.mu.Lock()
