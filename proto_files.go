@@ -406,6 +406,7 @@ func (s *session) hashX(alg int, arg string) error {
 	return nil
 }
 
+// lateAborts answers the ABORs that came while something ran: one 226 each.
 func (s *session) lateAborts(n int) {
 	for range n {
 		s.reply(codeDataClosed, "ABOR done.")

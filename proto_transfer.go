@@ -336,6 +336,9 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 	defer func() {
 		if !ended { // a panic: run's recover ends the session, and this the data connection
 			x.close(errControlGone)
+			if x.count == nil {
+				return // a listing, which nobody counts
+			}
 			s.srv.metrics.transferEnded(s.userName(), direction(upload), s.proto, "error", time.Since(x.started))
 		}
 	}()
@@ -409,9 +412,7 @@ func (s *session) conclude(err error, done string, aborts int) {
 	default:
 		s.fail(err)
 	}
-	for range aborts {
-		s.reply(codeDataClosed, "ABOR done.")
-	}
+	s.lateAborts(aborts)
 }
 
 // --- RETR ---
@@ -582,6 +583,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	if errors.Is(err, errShort) {
 		u.interrupt()
 		s.reply(codeAborted, fmt.Sprintf("Only %d of the %d bytes that ALLO announced arrived; resume with REST %d.", u.size, allo, u.size))
+		s.lateAborts(aborts)
 		return nil
 	}
 	u.interrupt()
