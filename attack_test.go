@@ -481,7 +481,7 @@ func TestAttackGlob(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	j, err := b.srv.jails.enter("ann", b.home, nil)
+	j, err := b.srv.jails.enter(jailSpec{user: "ann", home: b.home, shares: nil})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -151,17 +151,8 @@ func (d *dirStream) each(stat bool, fn func(*entry) error) error {
 			break
 		}
 		for rest := buf[:n]; len(rest) > 0; {
-			// struct linux_dirent64: u64 ino, s64 off, u16 reclen, u8 type, name
-			const nameAt = 19
-			reclen := int(*(*uint16)(unsafe.Pointer(&rest[16])))
-			rec := rest[:reclen]
-			rest = rest[reclen:]
-			name := rec[nameAt:]
-			end := 0
-			for end < len(name) && name[end] != 0 {
-				end++
-			}
-			name = name[:end]
+			var name []byte
+			name, rest = nextDirent(rest)
 			if !d.shown(name) {
 				continue
 			}
@@ -191,6 +182,21 @@ func (d *dirStream) each(stat bool, fn func(*entry) error) error {
 		}
 	}
 	return nil
+}
+
+// nextDirent takes the first name off what getdents64(2) returned.
+func nextDirent(buf []byte) (name, rest []byte) {
+	// struct linux_dirent64: u64 ino, s64 off, u16 reclen, u8 type, name
+	const nameAt = 19
+	reclen := int(*(*uint16)(unsafe.Pointer(&buf[16])))
+	name = buf[nameAt:reclen]
+	for i, c := range name {
+		if c == 0 {
+			name = name[:i]
+			break
+		}
+	}
+	return name, buf[reclen:]
 }
 
 // shown leaves out ".", "..", what berth reserves, and names that a share hides.

@@ -10,8 +10,12 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"log/slog"
 	"os"
 	"path"
 	"slices"
@@ -44,6 +48,7 @@ var (
 	errShareRoot  = errors.New("the root of a share")
 	errExists     = errors.New("already exists")
 	errBusy       = errors.New("an upload is running there")
+	errAcross     = fmt.Errorf("a directory to another share: %w", unix.EXDEV)
 )
 
 // offsetError is a restart that the file at hand cannot take up: have bytes
@@ -96,6 +101,7 @@ func isReserved(name string) bool {
 type tree struct {
 	root    *os.Root
 	dir     *os.File // the same directory; openat2 starts here
+	id      fileID
 	openat2 bool
 	write   bool
 }
@@ -110,7 +116,14 @@ func openTree(dir string, write, openat2 bool) (*tree, error) {
 		root.Close()
 		return nil, err
 	}
-	return &tree{root: root, dir: f, openat2: openat2, write: write}, nil
+	t := &tree{root: root, dir: f, openat2: openat2, write: write}
+	var e entry
+	if err := fstat(f, &e); err != nil {
+		t.close()
+		return nil, err
+	}
+	t.id = e.id()
+	return t, nil
 }
 
 func (t *tree) close() {
@@ -217,6 +230,9 @@ type jail struct {
 	refs    int     // sessions; guarded by jailSet.mu
 	key     jailKey
 	owner   jailOwner
+	set     *jailSet
+	balance *balance // nil: nothing is counted
+	rotate  bool     // full means that the oldest files go
 }
 
 // jailOwner is whose name listings show for files that the daemon owns.
@@ -225,23 +241,134 @@ type jailOwner struct {
 	uid  uint32
 }
 
-// jailKey tells one jail from another: the user's name and where his trees
-// are, so that a changed users.d file leads to a new jail at the next login.
+// jailKey tells one jail from another: the user's name, where his trees are and
+// what he may store, so that a changed users.d file leads to a new jail at the
+// next login.
 type jailKey struct {
 	user, trees string
-	dev, ino    uint64
+	id          fileID // of the home
+	quota       quota
+	counted     bool
+	rotate      bool
+}
+
+// jailSpec is what a jail is made from.
+type jailSpec struct {
+	user, home string
+	shares     map[string]shareSpec
+	quota      quota
+	uncounted  bool // quota = "filesystem": the kernel counts
+	rotate     bool // when_full = "rotate"
 }
 
 // A jailSet keeps one jail a user open as long as he has a session: ten
 // thousand sessions of one camera cost two descriptors, not twenty thousand.
+//
+// It also has what changes of names agree on across jails, which may overlap:
+// two users can have one home, and a share shows in many.
 type jailSet struct {
 	mu      sync.Mutex
 	open    map[jailKey]*jail
 	openat2 bool
+
+	ledger *ledger // nil: nothing is counted
+	boot   string  // of this run of the machine, in the names of staging files
+	// makeRoom removes old files of a user whose home is full, until q has room
+	// for that much more; nil: nobody does.
+	makeRoom func(j *jail, bytes, files int64) error
+	// attend is told that a user's home wants a sweep by some time; nil: nobody.
+	attend func(user string, at time.Time)
+	logger *slog.Logger // nil: none
+
+	seed  maphash.Seed
+	names [nameLocks]sync.Mutex // by name: held from the look at it to the change
+
+	useMu sync.Mutex
+	inUse map[fileID]int // files that are being read or replaced: never rotated away
 }
 
-func newJailSet() *jailSet {
-	return &jailSet{open: map[jailKey]*jail{}, openat2: haveOpenat2()}
+// nameLocks is into how many locks names fall. Two that share one wait for each
+// other's rename or unlink, and for nothing longer.
+const nameLocks = 64
+
+func newJailSet(l *ledger) *jailSet {
+	return &jailSet{open: map[jailKey]*jail{}, openat2: haveOpenat2(), ledger: l, boot: bootID(),
+		seed: maphash.MakeSeed(), inUse: map[fileID]int{}}
+}
+
+func (js *jailSet) log() *slog.Logger {
+	if js.logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return js.logger
+}
+
+// lockNames takes the locks of names in trees, in one order everywhere, and
+// returns what gives them back. A name and the partial kept aside for it have
+// the same lock. What a client sends for one file through two
+// paths (a link to a directory) counts as two names, and can at worst cost the
+// ledger a little, until its next count.
+func (js *jailSet) lockNames(names ...nameIn) (unlock func()) {
+	var which [2]int
+	n := 0
+	for _, name := range names {
+		i := int(js.nameHash(name) % nameLocks)
+		if n == 1 && which[0] == i {
+			continue
+		}
+		which[n] = i
+		n++
+	}
+	if n == 2 && which[0] > which[1] {
+		which[0], which[1] = which[1], which[0]
+	}
+	for _, i := range which[:n] {
+		js.names[i].Lock()
+	}
+	return func() {
+		for _, i := range which[:n] {
+			js.names[i].Unlock()
+		}
+	}
+}
+
+func (js *jailSet) nameHash(n nameIn) uint64 {
+	var h maphash.Hash
+	h.SetSeed(js.seed)
+	dir, base := path.Split(n.rel)
+	h.WriteString(dir)
+	if !strings.HasPrefix(base, partialPrefix) {
+		base = partialName(base)
+	}
+	h.WriteString(base)
+	return h.Sum64() ^ n.t.id.ino
+}
+
+// nameIn is a name in a tree.
+type nameIn struct {
+	t   *tree
+	rel string
+}
+
+// use keeps a file from being rotated away until the function it returns is
+// called.
+func (js *jailSet) use(id fileID) (done func()) {
+	js.useMu.Lock()
+	defer js.useMu.Unlock()
+	js.inUse[id]++
+	return func() {
+		js.useMu.Lock()
+		defer js.useMu.Unlock()
+		if js.inUse[id]--; js.inUse[id] == 0 {
+			delete(js.inUse, id)
+		}
+	}
+}
+
+func (js *jailSet) used(id fileID) bool {
+	js.useMu.Lock()
+	defer js.useMu.Unlock()
+	return js.inUse[id] > 0
 }
 
 // shareSpec is a directory from outside the home that shows as /NAME.
@@ -254,9 +381,12 @@ type shareSpec struct {
 // home that does not exist is made (mode 0700); a home that was replaced by
 // another directory meanwhile is seen by inode and opened anew. Every enter
 // needs one leave.
-func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail, error) {
+func (js *jailSet) enter(spec jailSpec) (*jail, error) {
+	home, shares := spec.home, spec.shares
 	var st unix.Stat_t
+	fresh := false
 	if err := unix.Stat(home, &st); err == unix.ENOENT {
+		fresh = true
 		if err := os.MkdirAll(home, 0o700); err != nil {
 			return nil, fmt.Errorf("make home: %w", err)
 		}
@@ -267,7 +397,7 @@ func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail,
 	} else if err != nil {
 		return nil, fmt.Errorf("home %q: %w", home, err)
 	}
-	key := jailKey{user: user, trees: home, dev: uint64(st.Dev), ino: st.Ino}
+	key := jailKey{user: spec.user, trees: home, id: fileID{uint64(st.Dev), st.Ino}, quota: spec.quota, counted: !spec.uncounted, rotate: spec.rotate}
 	if len(shares) > 0 {
 		var b strings.Builder
 		b.WriteString(home)
@@ -291,7 +421,10 @@ func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail,
 	if err != nil {
 		return nil, fmt.Errorf("home: %w", err)
 	}
-	j := &jail{home: t, key: key, owner: jailOwner{name: user, uid: uint32(os.Geteuid())}}
+	j := &jail{home: t, key: key, set: js, rotate: spec.rotate, owner: jailOwner{name: spec.user, uid: uint32(os.Geteuid())}}
+	if js.ledger != nil && key.counted {
+		j.balance = js.ledger.open(spec.user, home, t.id, fresh)
+	}
 	for name, s := range shares {
 		t, err := openTree(s.path, s.write, js.openat2)
 		if err != nil {
@@ -304,7 +437,11 @@ func (js *jailSet) enter(user, home string, shares map[string]shareSpec) (*jail,
 		}
 		j.shares[name] = t
 	}
-	return js.join(key, j), nil
+	j = js.join(key, j)
+	if _, _, known := j.balance.usage(); j.balance != nil && !known && js.attend != nil {
+		js.attend(spec.user, time.Now())
+	}
+	return j, nil
 }
 
 // join returns the jail that is open under key, with one session more; if there
@@ -448,6 +585,227 @@ func (j *jail) isDir(p string) error {
 	return unix.Faccessat(int(f.Fd()), ".", unix.X_OK, 0)
 }
 
+// openDeep opens a directory however long its path is: clients can nest
+// directories deeper than one path reaches.
+func (t *tree) openDeep(rel string) (*os.File, error) {
+	const step = 2000 // bytes, below PATH_MAX with a name of any length behind
+	if len(rel) < step {
+		return t.open(rel, unix.O_RDONLY|unix.O_DIRECTORY)
+	}
+	var dir *os.File
+	for rel != "" {
+		part := rel
+		if rel = ""; len(part) > step {
+			if i := strings.LastIndexByte(part[:step], '/'); i > 0 {
+				part, rel = part[:i], part[i+1:]
+			}
+		}
+		var next *os.File
+		var err error
+		if dir == nil {
+			next, err = t.open(part, unix.O_RDONLY|unix.O_DIRECTORY)
+		} else {
+			next, err = openBelow(dir, part)
+			dir.Close()
+		}
+		if err != nil {
+			return nil, err
+		}
+		dir = next
+	}
+	return dir, nil
+}
+
+// openBelow opens a directory below another one, following no link, name by
+// name: that works with and without openat2(2).
+func openBelow(dir *os.File, rel string) (*os.File, error) {
+	at, fd := int(dir.Fd()), -1
+	for name := range strings.SplitSeq(rel, "/") {
+		next, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if err != nil {
+			return nil, err
+		}
+		at, fd = next, next
+	}
+	return os.NewFile(uintptr(fd), rel), nil
+}
+
+// removeFound removes a file that a sweep has seen, unless it has changed since
+// or is being read or replaced; of complete ones only, if complete is set.
+func (j *jail) removeFound(f *found, complete bool) error {
+	dir, err := f.t.openDeep(path.Dir(f.rel))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	base := path.Base(f.rel)
+	defer j.set.lockNames(nameIn{f.t, f.rel})()
+	now, ok, err := j.look(f.t, int(dir.Fd()), base)
+	if err != nil {
+		return err
+	}
+	if !ok || !f.same(&now.entry) || j.set.used(f.id) || complete && isPartial(int(dir.Fd()), base) {
+		return errBusy
+	}
+	return j.unlink(f.t, int(dir.Fd()), base)
+}
+
+// recoverStage ends, in its place, an upload that a crash has cut off: by the
+// rules of an interruption if this is still the same run of the machine; else
+// nobody knows how much of the file the disk really has, and it is removed.
+// since is when this berth began: what was created after that is an upload that
+// is about to take its lock. result tells what was done; "" is nothing, because
+// the upload is running.
+func (j *jail) recoverStage(f *found, since time.Time) (result string, err error) {
+	boot, kind, base, ok := parseStage(path.Base(f.rel))
+	if !ok {
+		return "", fmt.Errorf("%q is not a name that berth gives", f.rel)
+	}
+	dir, err := f.t.openDeep(path.Dir(f.rel))
+	if err != nil {
+		return "", err
+	}
+	stage := path.Base(f.rel)
+	fd, err := unix.Openat(int(dir.Fd()), stage, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		dir.Close()
+		if err == unix.ENOENT {
+			err = nil
+		}
+		return "", err
+	}
+	u := &upload{jail: j, tree: f.t, rel: path.Join(path.Dir(f.rel), base), dir: dir, base: base, kind: kind, resumed: kind == uploadResumed,
+		file: os.NewFile(uintptr(fd), stage), start: -1, durable: true, balance: j.balance}
+	if f.t != j.home {
+		u.balance = j.ownerOf(fd)
+	}
+	j.balance.begin()
+	var now, named entry
+	leave := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK || fstat(u.file, &now) != nil
+	if !leave {
+		var st unix.Stat_t
+		if leave = unix.Fstatat(int(dir.Fd()), stage, &st, unix.AT_SYMLINK_NOFOLLOW) != nil; !leave {
+			named.fromStat(&st)
+			leave = named.id() != now.id() || // committed meanwhile
+				u.balance != nil && u.balance != j.balance || // another user's, whose sweep does it
+				now.size == 0 && !now.mtime().Before(since)
+		}
+	}
+	u.size = now.size
+	switch {
+	case leave:
+		u.end()
+		return "", nil
+	case base == "" || kind == uploadAppend || now.size == 0:
+		result = "removed"
+	case boot != j.set.boot:
+		result = "removed: the machine has restarted since"
+	default:
+		result = "kept as a partial"
+	}
+	u.stage = stage
+	if u.balance != nil {
+		u.charged = quota{now.size, 1}
+	}
+	if result == "kept as a partial" && !u.fit() {
+		result = "removed: over quota"
+	}
+	if result == "kept as a partial" {
+		u.interrupt()
+	} else {
+		u.discard()
+	}
+	return result, nil
+}
+
+// --- what changes names, and the ledger with them ---
+
+// shareOwnerXattr names the user that a file in a share was stored by, and whose
+// quota it counts against. In a home everything is its user's.
+const shareOwnerXattr = "user.berth.owner"
+
+// balanceOf is whose quota the name in dir counts against; nil: nobody's, as
+// for what was put into a share by other means.
+func (j *jail) balanceOf(t *tree, dir int, base string) *balance {
+	if t == j.home || j.balance == nil {
+		return j.balance
+	}
+	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	return j.ownerOf(fd)
+}
+
+// ownerOf is balanceOf for an open file of a share.
+func (j *jail) ownerOf(fd int) *balance {
+	var name [64]byte // user names have at most 32
+	n, err := unix.Fgetxattr(fd, shareOwnerXattr, name[:])
+	if err != nil {
+		return nil
+	}
+	if string(name[:n]) == j.key.user {
+		return j.balance
+	}
+	return j.set.ledger.user(string(name[:n]))
+}
+
+// own makes what is open as fd this user's, where that has to be said, and
+// returns whose quota it counts against then: nobody's in a share whose disk
+// cannot keep the owner.
+func (j *jail) own(t *tree, fd int) *balance {
+	if t != j.home && j.balance != nil && unix.Fsetxattr(fd, shareOwnerXattr, []byte(j.key.user), 0) != nil {
+		return nil
+	}
+	return j.balance
+}
+
+// stored is what a name in dir takes of whose quota.
+type stored struct {
+	entry
+	balance *balance
+}
+
+// bytes is what an entry counts for: the size of a regular file, nothing else.
+func (e *entry) counted() int64 {
+	if e.isFile() {
+		return e.size
+	}
+	return 0
+}
+
+// look tells what has a name now; ok is false if nothing has. Its answer holds
+// as long as the name's lock is held, against all but the operator.
+func (j *jail) look(t *tree, dir int, base string) (s stored, ok bool, err error) {
+	var st unix.Stat_t
+	switch err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err {
+	case nil:
+	case unix.ENOENT:
+		return s, false, nil
+	default:
+		return s, false, err
+	}
+	s.fromStat(&st)
+	s.balance = j.balanceOf(t, dir, base)
+	return s, true, nil
+}
+
+// gone gives back what a name took that no longer exists. An inode with more
+// names is still somebody's, but each name counted by itself.
+func (s *stored) gone() { s.balance.add(-s.counted(), -1) }
+
+// dropPartial removes what is kept aside of uploads to base.
+func (j *jail) dropPartial(t *tree, dir int, base string) {
+	part := partialName(base)
+	if s, ok, _ := j.look(t, dir, part); ok && unix.Unlinkat(dir, part, 0) == nil {
+		s.gone()
+	}
+}
+
 // mkdir makes one directory; errExists if the name is taken.
 func (j *jail) mkdir(p string) error {
 	dir, base, err := j.parent(p)
@@ -458,11 +816,54 @@ func (j *jail) mkdir(p string) error {
 		return err
 	}
 	defer dir.Close()
+	var st unix.Stat_t
+	if unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		return errExists // rather than "over quota"
+	}
+	j.balance.begin()
+	defer j.balance.end()
+	if err := j.reserve(0, 1); err != nil {
+		return err
+	}
 	if err := unix.Mkdirat(int(dir.Fd()), base, 0o777); err != nil {
+		j.balance.add(0, -1)
 		if err == unix.EEXIST {
 			return errExists
 		}
 		return err
+	}
+	if t, _ := j.locate(p); t != j.home {
+		owner := (*balance)(nil)
+		if fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+			owner = j.own(t, fd)
+			unix.Close(fd)
+		}
+		if owner == nil {
+			j.balance.add(0, -1)
+		}
+	}
+	return nil
+}
+
+// countingWait is how long a client is kept waiting for the first count of his
+// home, before it hears that he has to come again.
+const countingWait = 10 * time.Second
+
+// reserve takes room for bytes and files from the user's quota, and makes it
+// where when_full says so. It must not be called with a name's lock held.
+func (j *jail) reserve(bytes, files int64) error {
+	err := j.balance.reserve(j.key.quota, bytes, files)
+	for err != nil {
+		if errors.Is(err, errCounting) {
+			if err = j.balance.wait(countingWait); err != nil {
+				return err
+			}
+		} else if !j.rotate || j.set.makeRoom == nil {
+			return err
+		} else if merr := j.set.makeRoom(j, bytes, files); merr != nil {
+			return errors.Join(err, merr)
+		}
+		err = j.balance.reserve(j.key.quota, bytes, files)
 	}
 	return nil
 }
@@ -475,10 +876,25 @@ func (j *jail) remove(p string) error {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Unlinkat(int(dir.Fd()), base, 0); err != nil {
+	t, rel := j.locate(p)
+	defer j.set.lockNames(nameIn{t, rel})()
+	return j.unlink(t, int(dir.Fd()), base)
+}
+
+// unlink needs the name's lock.
+func (j *jail) unlink(t *tree, dir int, base string) error {
+	old, ok, err := j.look(t, dir, base)
+	if err != nil {
 		return err
 	}
-	unix.Unlinkat(int(dir.Fd()), partialName(base), 0)
+	if !ok {
+		return unix.ENOENT
+	}
+	if err := unix.Unlinkat(dir, base, 0); err != nil {
+		return err
+	}
+	old.gone()
+	j.dropPartial(t, dir, base)
 	return nil
 }
 
@@ -490,15 +906,29 @@ func (j *jail) rmdir(p string) error {
 		return err
 	}
 	defer dir.Close()
+	t, rel := j.locate(p)
+	defer j.set.lockNames(nameIn{t, rel})()
+	old, _, _ := j.look(t, int(dir.Fd()), base)
 	err = unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
-	if err != unix.ENOTEMPTY && err != unix.EEXIST {
-		return err
+	if err == unix.ENOTEMPTY || err == unix.EEXIST {
+		err = j.emptyDir(t, int(dir.Fd()), base)
+		if err == nil {
+			err = unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
+		}
 	}
+	if err == nil {
+		old.gone()
+	}
+	return err
+}
+
+// emptyDir removes partials from a directory that holds nothing else.
+func (j *jail) emptyDir(t *tree, dir int, base string) error {
 	// O_NOFOLLOW, and only reserved names are touched: a directory swapped for
 	// a link meanwhile cannot make this delete anything a client can name.
-	fd, oerr := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if oerr != nil {
-		return err
+	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unix.ENOTEMPTY
 	}
 	sub := os.NewFile(uintptr(fd), base)
 	defer sub.Close()
@@ -512,13 +942,17 @@ func (j *jail) rmdir(p string) error {
 		}
 	}
 	for _, name := range names {
-		unix.Unlinkat(fd, name, 0)
+		if s, ok, _ := j.look(t, fd, name); ok && unix.Unlinkat(fd, name, 0) == nil {
+			s.gone()
+		}
 	}
-	return unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
+	return nil
 }
 
 // rename moves from to to. An existing file at to is replaced in one step if
-// replace allows it; a directory never is.
+// replace allows it; a directory never is. Between a home and a share, or two
+// shares, only files go: whose quota a whole tree counts against cannot be
+// changed in one step.
 func (j *jail) rename(from, to string, replace bool) error {
 	if from == to {
 		_, err := j.lstat(from)
@@ -534,28 +968,93 @@ func (j *jail) rename(from, to string, replace bool) error {
 		return err
 	}
 	defer td.Close()
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(fd.Fd()), fb, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if err := unix.Fstatat(int(td.Fd()), tb, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil {
-		if isDir || !replace || st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			return errExists
+	ft, frel := j.locate(from)
+	tt, trel := j.locate(to)
+	j.balance.begin()
+	defer j.balance.end()
+	for {
+		short, err := j.renameLocked(nameIn{ft, frel}, int(fd.Fd()), fb, nameIn{tt, trel}, int(td.Fd()), tb, replace)
+		if short == (quota{}) {
+			return err
 		}
+		// Room is made without the locks, which the maker of it takes too.
+		if err := j.reserve(short.bytes, short.files); err != nil {
+			return err
+		}
+		j.balance.add(-short.bytes, -short.files)
+	}
+}
+
+// renameLocked is one try at rename. short is what the user's quota has no room
+// for, if that was in the way.
+func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, tb string, replace bool) (short quota, err error) {
+	defer j.set.lockNames(from, to)()
+	moved, ok, err := j.look(from.t, fd, fb)
+	if err != nil {
+		return short, err
+	}
+	if !ok {
+		return short, unix.ENOENT
+	}
+	if moved.isDir() && from.t != to.t {
+		return short, errAcross
+	}
+	old, exists, _ := j.look(to.t, td, tb)
+	if exists && (moved.isDir() || !replace || old.isDir()) {
+		return short, errExists
+	}
+	if exists && old.id() == moved.id() {
+		return short, nil // two names of one file: rename(2) leaves both
+	}
+	// Into a home or a share of his own a file comes at the user's expense.
+	pays := moved.balance
+	if from.t != to.t {
+		pays = j.balance
+	}
+	if pays != moved.balance {
+		need := quota{moved.counted(), 1}
+		if exists && old.balance == pays {
+			need = quota{max(need.bytes-old.counted(), 0), 0}
+		}
+		if err := pays.reserve(j.key.quota, need.bytes, need.files); err != nil {
+			return need, err
+		}
+		defer func() { // the real change, below, includes it
+			pays.add(-need.bytes, -need.files)
+		}()
 	}
 	flags := uint(0)
-	if isDir || !replace {
+	if moved.isDir() || !replace {
 		flags = unix.RENAME_NOREPLACE // rename(2) would replace an empty directory
 	}
-	err = renameat(int(fd.Fd()), fb, int(td.Fd()), tb, flags)
+	err = renameat(fd, fb, td, tb, flags)
 	if err == unix.EEXIST || err == unix.ENOTEMPTY {
-		return errExists
+		return short, errExists
 	}
-	if err == nil && !isDir {
-		unix.Unlinkat(int(td.Fd()), partialName(tb), 0) // of the content that is gone now
+	if err != nil {
+		return short, err
 	}
-	return err
+	if pays != moved.balance {
+		moved.gone()
+		pays.add(moved.counted(), 1)
+	}
+	if from.t != to.t && to.t != j.home {
+		owner := (*balance)(nil)
+		if f, err := unix.Openat(td, tb, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
+			owner = j.own(to.t, f)
+			unix.Close(f)
+		}
+		if owner == nil {
+			pays.add(-moved.counted(), -1)
+		}
+	}
+	if exists {
+		old.gone()
+	}
+	if !moved.isDir() {
+		j.dropPartial(to.t, td, tb) // of the content that is gone now
+	}
+	return short, nil
 }
 
 // renameat is renameat2(2), which some file systems (NFS and CephFS among
@@ -671,12 +1170,64 @@ func (j *jail) setTimes(p string, mtime time.Time) error {
 	if err != nil {
 		return err
 	}
+	var e entry
+	if fstat(f, &e) == nil && e.isFile() {
+		if sum := keptDigest(int(f.Fd()), &e); sum != nil {
+			defer func() {
+				if fstat(f, &e) == nil {
+					keepDigest(int(f.Fd()), &e, sum) // the content is the same
+				}
+			}()
+		}
+	}
 	two := [2]unix.Timespec{ts, ts}
 	// utimensat(2) with a null path works on the descriptor itself.
 	if _, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, f.Fd(), 0, uintptr(unsafe.Pointer(&two)), 0, 0, 0); e != 0 {
 		return e
 	}
 	return nil
+}
+
+// left is how many bytes the user may still store by his quota; without one,
+// limited is false.
+func (j *jail) left() (n int64, limited bool) { return j.balance.left(j.key.quota) }
+
+// mayMark tells whether attributes may be set on p: not in a read-only share,
+// whose files are somebody else's.
+func (j *jail) mayMark(p string) bool {
+	t, _ := j.locate(p)
+	return t.write
+}
+
+// sameContent tells whether two looks at a file saw no write in between.
+func (e *entry) sameContent(f *entry) bool {
+	return e.id() == f.id() && e.size == f.size && e.sec == f.sec && e.nsec == f.nsec
+}
+
+// digestXattr keeps the SHA-256 of a file's content, with what stat(2) said of
+// it then: "SIZE SECONDS.NANOSECONDS INODE HEX".
+const digestXattr = "user.berth.sha256"
+
+// keepDigest notes on the open file fd, which e tells of, that sum is the
+// SHA-256 of its content. A file system without user attributes keeps nothing.
+func keepDigest(fd int, e *entry, sum []byte) {
+	unix.Fsetxattr(fd, digestXattr, fmt.Appendf(nil, "%d %d.%09d %d %x", e.size, e.sec, e.nsec, e.ino, sum), 0)
+}
+
+// keptDigest is the SHA-256 that keepDigest noted, or nil if there is none or
+// the file has changed since.
+func keptDigest(fd int, e *entry) []byte {
+	var buf [256]byte
+	n, err := unix.Fgetxattr(fd, digestXattr, buf[:])
+	if err != nil {
+		return nil
+	}
+	digits, ok := strings.CutPrefix(string(buf[:n]), fmt.Sprintf("%d %d.%09d %d ", e.size, e.sec, e.nsec, e.ino))
+	sum, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(sum) != sha256.Size {
+		return nil
+	}
+	return sum
 }
 
 // free tells what statfs(2) says is left for this user's files, in bytes.

@@ -44,9 +44,9 @@ func inBothJails(t *testing.T, fn func(t *testing.T, openat2 bool)) {
 // enterTestJail opens a jail that the test's end closes.
 func enterTestJail(t testing.TB, openat2 bool, home string, shares map[string]shareSpec) *jail {
 	t.Helper()
-	js := newJailSet()
+	js := newJailSet(nil)
 	js.openat2 = openat2
-	j, err := js.enter("ann", home, shares)
+	j, err := js.enter(jailSpec{user: "ann", home: home, shares: shares})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ var jailOps = map[string]func(j *jail, p string) (string, error){
 		return "", storeText(j, p, uploadAppend, -1, "new")
 	},
 	"cut": func(j *jail, p string) (string, error) { // an upload that is interrupted
-		u, err := j.create(p, uploadStore, 0)
+		u, err := j.create(p, uploadStore, 0, true)
 		if err != nil {
 			return "", err
 		}
@@ -241,14 +241,13 @@ func entryText(e entry, err error) (string, error) {
 }
 
 func writeUpload(u *upload, text string) error {
-	n, err := u.file.WriteString(text)
-	u.wrote(int64(n))
+	_, err := u.Write([]byte(text))
 	return err
 }
 
 // storeText is an upload of text from beginning to end.
 func storeText(j *jail, p string, kind uploadKind, offset int64, text string) error {
-	u, err := j.create(p, kind, offset)
+	u, err := j.create(p, kind, offset, true)
 	if err != nil {
 		return err
 	}
@@ -256,7 +255,7 @@ func storeText(j *jail, p string, kind uploadKind, offset int64, text string) er
 	if err := writeUpload(u, text); err != nil {
 		return err
 	}
-	return u.commit(false)
+	return u.commit()
 }
 
 var longestName = strings.Repeat("n", 255)
@@ -654,36 +653,36 @@ func otherDisk(t *testing.T) string {
 func TestJailSet(t *testing.T) {
 	base := t.TempDir()
 	home := base + "/homes/ann"
-	js := newJailSet()
-	a, err := js.enter("ann", home, nil)
+	js := newJailSet(nil)
+	a, err := js.enter(jailSpec{user: "ann", home: home})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(home); err != nil || info.Mode().Perm() != 0o700 {
 		t.Fatalf("the home was made %v, %v; want mode 0700", info, err)
 	}
-	b, err := js.enter("ann", home, nil)
+	b, err := js.enter(jailSpec{user: "ann", home: home})
 	if err != nil || a != b {
 		t.Fatalf("a second session got its own jail (%v)", err)
 	}
-	bob, err := js.enter("bob", home, nil)
+	bob, err := js.enter(jailSpec{user: "bob", home: home})
 	if err != nil || bob == a {
 		t.Fatalf("another user got the same jail (%v)", err)
 	}
 	if err := os.Rename(home, home+".old"); err != nil {
 		t.Fatal(err)
 	}
-	c, err := js.enter("ann", home, nil)
+	c, err := js.enter(jailSpec{user: "ann", home: home})
 	if err != nil || c == a {
 		t.Fatalf("a home that was replaced is still the old one (%v)", err)
 	}
 	shares := map[string]shareSpec{"s": {path: base, write: false}}
-	d, err := js.enter("ann", home, shares)
+	d, err := js.enter(jailSpec{user: "ann", home: home, shares: shares})
 	if err != nil || d == c {
 		t.Fatalf("a share that was added is not there (%v)", err)
 	}
 	// A share that is not there keeps nobody out, and does not show.
-	e, err := js.enter("ann", home, map[string]shareSpec{"s": {path: base + "/missing"}, "t": {path: base}})
+	e, err := js.enter(jailSpec{user: "ann", home: home, shares: map[string]shareSpec{"s": {path: base + "/missing"}, "t": {path: base}}})
 	if err != nil || len(e.missing) != 1 || !errors.Is(e.missing[0], fs.ErrNotExist) {
 		t.Fatalf("a missing share: %v, missing %v; want it noted as not existing", err, e.missing)
 	}
@@ -732,7 +731,7 @@ func TestJailRace(t *testing.T) {
 		var wrong atomic.Pointer[string]
 		work(func(i int) {
 			storeText(j, "/d/f", uploadStore, 0, "new")
-			if u, err := j.create("/d/new", uploadStore, 0); err == nil {
+			if u, err := j.create("/d/new", uploadStore, 0, true); err == nil {
 				writeUpload(u, "part")
 				u.interrupt()
 			}
@@ -941,7 +940,7 @@ func newUploadBox(t *testing.T, home string, openat2 bool) *uploadBox {
 
 func (b *uploadBox) create(p string, kind uploadKind, offset int64) *upload {
 	b.t.Helper()
-	u, err := b.j.create(p, kind, offset)
+	u, err := b.j.create(p, kind, offset, true)
 	if err != nil {
 		b.t.Fatalf("create %q at %d: %v", p, offset, err)
 	}
@@ -957,7 +956,7 @@ func (b *uploadBox) write(u *upload, text string) {
 
 func (b *uploadBox) commit(u *upload) {
 	b.t.Helper()
-	if err := u.commit(true); err != nil {
+	if err := u.commit(); err != nil {
 		b.t.Fatalf("commit: %v", err)
 	}
 }
@@ -1014,7 +1013,7 @@ func (b *uploadBox) want(want string) {
 // refused expects an offsetError that tells how much is there.
 func (b *uploadBox) refused(p string, offset, have int64) {
 	b.t.Helper()
-	u, err := b.j.create(p, uploadStore, offset)
+	u, err := b.j.create(p, uploadStore, offset, true)
 	if err == nil {
 		u.discard()
 	}
@@ -1188,7 +1187,7 @@ func TestUpload(t *testing.T) {
 		{name: "resume taken by one session only", xattr: true, run: func(b *uploadBox) {
 			b.cut("/f", 0, "abc")
 			u := b.create("/f", uploadStore, 3)
-			if _, err := b.j.create("/f", uploadStore, 3); err == nil {
+			if _, err := b.j.create("/f", uploadStore, 3, true); err == nil {
 				b.t.Error("a second session resumes the same partial")
 			}
 			b.write(u, "def")
@@ -1357,7 +1356,7 @@ func TestUpload(t *testing.T) {
 			u := b.create("/f", uploadUnique, 0)
 			b.write(u, "new")
 			b.store("/f", 0, "first")
-			if err := u.commit(false); !errors.Is(err, fs.ErrExist) {
+			if err := u.commit(); !errors.Is(err, fs.ErrExist) {
 				b.t.Errorf("commit: %v; want exists", err)
 			}
 		}, disk: "f=first"},
@@ -1422,7 +1421,7 @@ func TestUpload(t *testing.T) {
 			if err := b.j.mkdir("/d"); err != nil {
 				b.t.Error(err)
 			}
-			if err := u.commit(true); !errors.Is(err, syscall.EISDIR) {
+			if err := u.commit(); !errors.Is(err, syscall.EISDIR) {
 				b.t.Errorf("commit: %v; want EISDIR", err)
 			}
 		}, disk: "d/"},
@@ -1461,10 +1460,10 @@ func TestUpload(t *testing.T) {
 			u := b.create("/d/f", uploadStore, 0)
 			b.write(u, "new")
 			os.RemoveAll(b.home + "/d")
-			if err := u.commit(true); !errors.Is(err, fs.ErrNotExist) {
+			if err := u.commit(); !errors.Is(err, fs.ErrNotExist) {
 				b.t.Errorf("commit: %v; want not exist", err)
 			}
-			v, err := b.j.create("/d/f", uploadStore, 0)
+			v, err := b.j.create("/d/f", uploadStore, 0, true)
 			if !errors.Is(err, fs.ErrNotExist) {
 				v.discard()
 				b.t.Errorf("create: %v; want not exist", err)
@@ -1554,13 +1553,13 @@ func TestUploadInDropBox(t *testing.T) {
 		if err := storeText(j, "/d/f", uploadStore, 0, "x"); err != nil {
 			t.Errorf("store: %v", err)
 		}
-		u, err := j.create("/d/f", uploadStore, 0)
+		u, err := j.create("/d/f", uploadStore, 0, true)
 		if err != nil {
 			t.Errorf("create: %v", err)
 			return
 		}
 		writeUpload(u, "new")
-		if err := u.commit(true); err != nil {
+		if err := u.commit(); err != nil {
 			t.Errorf("commit: %v", err)
 		}
 		if d, err := j.openDir("/d"); !errors.Is(err, fs.ErrPermission) {
@@ -1651,7 +1650,7 @@ func TestUploadConcurrent(t *testing.T) {
 	for g := range 4 {
 		writers.Go(func() {
 			for i := range 50 {
-				u, err := j.create("/f", uploadStore, 0)
+				u, err := j.create("/f", uploadStore, 0, true)
 				if err != nil {
 					t.Error(err)
 					return
@@ -1660,7 +1659,7 @@ func TestUploadConcurrent(t *testing.T) {
 				writeUpload(u, text(g)[100:])
 				if i%5 == 4 {
 					u.interrupt()
-				} else if err := u.commit(false); err != nil {
+				} else if err := u.commit(); err != nil {
 					t.Error(err)
 				}
 			}

@@ -70,7 +70,7 @@ func verbs() []verb {
 		{"demo", "[DIR]", `a server on loopback with a user "demo", nothing to set up`, runDemo},
 		{"serve", "[--config FILE]", "the daemon", runServe},
 		{"check", "[--config FILE]", "say what is wrong with the configuration, with file and line", runCheck},
-		{"user", "add|passwd|set|del|list|show NAME ...", "manage users", runUser},
+		{"user", "add|passwd|set|del|list|show|scan NAME ...", "manage users", runUser},
 		{"health", "[--config FILE]", "ask the running daemon whether it is well", runHealth},
 		{"version", "", "tell the version", runVersion},
 	}

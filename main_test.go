@@ -32,6 +32,9 @@ const asBerth = "BERTH_TEST_AS_BERTH"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asBerth) != "" {
+		if id := os.Getenv(testBootID); id != "" {
+			pretendBoot(id)
+		}
 		if os.Getenv("LISTEN_FDS") != "" {
 			os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())) // as systemd does it, which knows the pid
 		}
@@ -39,6 +42,23 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// testBootID is the environment variable with which a berth that a test starts
+// believes in another boot of the machine, as after a loss of power.
+const testBootID = "BERTH_TEST_BOOT_ID"
+
+// pretendBoot runs this program again in a mount namespace whose kernel tells
+// another boot id. Needs root.
+func pretendBoot(id string) {
+	file := filepath.Join(os.TempDir(), "berth-boot-"+strconv.Itoa(os.Getpid()))
+	err := os.WriteFile(file, []byte(id+"\n"), 0o600)
+	if err == nil {
+		os.Unsetenv(testBootID)
+		script := `mount --bind "$0" /proc/sys/kernel/random/boot_id && rm "$0" && exec "$@"`
+		err = syscall.Exec("/usr/bin/unshare", append([]string{"unshare", "--mount", "sh", "-c", script, file}, os.Args...), os.Environ())
+	}
+	panic(err)
 }
 
 // cli runs berth in this process.

@@ -12,6 +12,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -159,11 +160,18 @@ func (s *session) flushLocked() error {
 // is logged and told as a local error, without Go's text.
 func (s *session) replyFor(err error) (int, string) {
 	var off *offsetError
+	var over *quotaError
 	switch {
 	case err == nil:
 		return codeOK, "OK."
 	case errors.As(err, &off):
 		return codeBadRestart, fmt.Sprintf("Cannot restart at %d: %d bytes are here; use REST %d to go on, or REST 0 to start anew.", off.want, off.have, off.have)
+	case errors.As(err, &over) && over.full:
+		return codeQuota, "Your quota has no room for another file; delete something first."
+	case errors.As(err, &over):
+		return codeQuota, fmt.Sprintf("Your quota has %d bytes left, too few for this; delete something first.", over.left)
+	case errors.Is(err, errCounting):
+		return codeBusy, "What you have stored is being counted; try again in a moment."
 	case errors.Is(err, errAborted):
 		return codeAborted, "Transfer aborted."
 	case errors.Is(err, errNoPort):
@@ -198,6 +206,8 @@ func (s *session) replyFor(err error) (int, string) {
 		return codeBusy, "An upload is running there; try again when it is done."
 	case errors.Is(err, fs.ErrNotExist):
 		return codeDenied, "No such file or directory."
+	case errors.Is(err, errAcross):
+		return codeDenied, "A directory cannot be moved to or from a share; move its files."
 	case errors.Is(err, syscall.EXDEV):
 		return codeDenied, "That leads out of your files, or across to another share."
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ELOOP):
@@ -267,6 +277,7 @@ type command struct {
 	perm   permission // and all of these
 	data   bool       // and a data connection armed by PASV, EPSV, PORT or EPRT
 	keep   bool       // leaves REST and RANG as they are
+	onBox  bool       // for the operator through the local socket alone, whoever is logged in
 	syntax string     // for HELP, behind the verb
 	help   string
 	feat   func(*session) string // its line in FEAT; "" for none
@@ -488,7 +499,7 @@ func (s *session) login(u *user, method string, code int) error {
 		s.replyNow(codeClosing, fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
 		return errAbuse
 	}
-	j, err := s.srv.jails.enter(u.Name, u.Home, u.shareSpecs())
+	j, err := s.srv.jails.enter(u.jailSpec())
 	if err != nil {
 		s.srv.leave(acc)
 		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", err)
@@ -842,11 +853,14 @@ func (s *session) limiterFor(upload bool) *rate.Limiter {
 }
 
 // transferLog is the one line that a transfer leaves in the log, whatever its end.
-func (s *session) transferLog(result, path string, bytes int64, dur time.Duration, err error) {
+func (s *session) transferLog(result, path string, bytes int64, dur time.Duration, err error, sum []byte) {
 	attrs := []slog.Attr{
 		slog.Uint64("session", s.id), slog.String("user", s.userName()), slog.String("addr", s.addrText()),
 		slog.String("proto", s.proto), slog.String("verb", s.verb), slog.String("path", path),
 		slog.Int64("bytes", bytes), slog.Duration("dur", dur.Round(time.Microsecond)), slog.String("result", result),
+	}
+	if sum != nil {
+		attrs = append(attrs, slog.String("sha256", hex.EncodeToString(sum)))
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))

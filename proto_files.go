@@ -123,6 +123,7 @@ func init() {
 		{verb: "CHMOD", arg: argRequired, login: true, perm: permWrite, syntax: "MODE PATH", help: "set permission bits", run: (*session).siteCHMOD},
 		{verb: "UTIME", arg: argRequired, login: true, perm: permWrite, syntax: "YYYYMMDDHHMMSS FILE", help: "set the time of change", run: (*session).siteUTIME},
 		{verb: "QUOTA", login: true, help: "tell how much is used and left", run: (*session).siteQUOTA},
+		{verb: "SCAN", arg: argRequired, onBox: true, syntax: "USER", help: "count a user's files anew", run: (*session).siteSCAN},
 		{verb: "WHO", login: true, help: "list the sessions", run: (*session).siteWHO},
 		{verb: "SAY", login: true, syntax: "[TEXT]", help: "tell everybody, or hear what was said", run: (*session).siteSAY},
 	}
@@ -357,6 +358,9 @@ func (s *session) cmdAVBL(arg string) error {
 	if err != nil {
 		return s.fail(err)
 	}
+	if left, limited := s.jail.left(); limited {
+		n = min(n, left)
+	}
 	s.reply(codeFileStatus, strconv.FormatInt(n, 10))
 	return nil
 }
@@ -468,6 +472,12 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 	if from > to {
 		return "", 0, 0, &offsetError{have: e.size, want: from}
 	}
+	whole := digests[alg].name == "SHA-256" && from == 0 && to == e.size
+	if whole {
+		if sum := keptDigest(int(f.Fd()), &e); sum != nil {
+			return hex.EncodeToString(sum), to, 0, nil
+		}
+	}
 	h := digests[alg].make()
 	x := newTransfer(0, nil)
 	s.flush()
@@ -480,7 +490,18 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 		}
 		return digest(h, f, from, to, x.cancelled)
 	})
-	return hex.EncodeToString(h.Sum(nil)), to, aborts, err
+	if err != nil {
+		return "", 0, aborts, err
+	}
+	digits := h.Sum(nil)
+	if whole {
+		var now entry
+		if s.jail.mayMark(p) && fstat(f, &now) == nil && now.sameContent(&e) {
+			keepDigest(int(f.Fd()), &e, digits)
+		}
+		s.srv.log.Info("digest", "session", s.id, "user", s.user.Name, "path", p, "bytes", e.size, "sha256", hex.EncodeToString(digits))
+	}
+	return hex.EncodeToString(digits), to, aborts, nil
 }
 
 // --- SITE ---
@@ -493,6 +514,9 @@ func (s *session) cmdSITE(arg string) error {
 		s.reply(codeBadParameter, "SITE HELP lists what is known.")
 	case c.login && s.user == nil:
 		s.reply(codeNotLoggedIn, "Log in with USER and PASS first.")
+	case c.onBox && !s.operator():
+		s.refused("SITE "+c.verb, rest)
+		s.reply(codeDenied, "Only root on this machine may do that, through the local socket.")
 	case c.arg == argRequired && rest == "":
 		s.reply(codeBadArgument, "Usage: SITE "+c.verb+" "+c.syntax)
 	case c.perm != 0 && !s.user.can(c.perm):
@@ -508,6 +532,9 @@ func (s *session) siteHELP(string) error {
 	var lines []string
 	for i := range siteCommands {
 		c := &siteCommands[i]
+		if c.onBox && !s.operator() {
+			continue
+		}
 		lines = append(lines, strings.TrimRight(fmt.Sprintf("%-28s %s", strings.TrimRight(c.verb+" "+c.syntax, " "), c.help), " "))
 	}
 	s.replyLines(codeHelp, "These SITE commands are known here:", lines, "End")
@@ -566,13 +593,60 @@ func (s *session) utime(stamp, name string) error {
 	return nil
 }
 
+// siteQUOTA tells what the ledger has, or leaves it to the disk where the
+// kernel counts.
 func (s *session) siteQUOTA(string) error {
 	free, err := s.jail.free("/")
 	if err != nil {
 		return s.fail(err)
 	}
-	s.replyLines(codeStatus, "Quota of "+s.user.Name+":", []string{fmt.Sprintf("free on the disk: %d bytes", free)}, "End")
+	var lines []string
+	if s.jail.balance != nil {
+		bytes, files, known := s.jail.balance.usage()
+		line := func(what string, used, limit int64) {
+			switch {
+			case !known:
+				lines = append(lines, what+": being counted")
+			case limit == 0:
+				lines = append(lines, fmt.Sprintf("%s: %d used, no limit", what, used))
+			default:
+				lines = append(lines, fmt.Sprintf("%s: %d used, %d allowed, %d left", what, used, limit, max(limit-used, 0)))
+			}
+		}
+		line("bytes", bytes, int64(s.user.QuotaBytes))
+		line("files", files, s.user.QuotaFiles)
+	}
+	lines = append(lines, fmt.Sprintf("free on the disk: %d bytes", free))
+	s.replyLines(codeStatus, "Quota of "+s.user.Name+":", lines, "End")
 	return nil
+}
+
+// siteSCAN counts a user's home anew while he goes on working in it, for the
+// operator on the box itself.
+func (s *session) siteSCAN(arg string) error {
+	u := s.srv.users.get(arg)
+	if u == nil {
+		s.reply(codeDenied, "There is no such user.")
+		return nil
+	}
+	s.flush()
+	was, is, err := s.srv.house.scan(u)
+	if err != nil {
+		return s.fail(err)
+	}
+	s.reply(codeStatus, scanResult(u.Name, was, is))
+	return nil
+}
+
+// scanResult is what berth user scan prints.
+func scanResult(name string, was, is ledgerEntry) string {
+	return fmt.Sprintf("%s: %d bytes in %d files (the ledger had %d bytes in %d)", name, is.Bytes, is.Files, was.Bytes, was.Files)
+}
+
+// operator tells whether the peer is root, or who runs the daemon, by the unix
+// socket's word.
+func (s *session) operator() bool {
+	return s.hasUID && (s.localUID == 0 || s.localUID == uint32(os.Geteuid()))
 }
 
 // siteWHO lists the sessions; where they come from is the operator's to know.

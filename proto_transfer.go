@@ -7,6 +7,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -427,6 +428,7 @@ func (s *session) cmdRETR(arg string) error {
 		return s.fail(err)
 	}
 	defer f.Close()
+	defer s.jail.set.use(e.id())()
 	from, size := s.rest, e.size
 	if s.rangeTo >= s.rangeFrom {
 		from = s.rangeFrom
@@ -450,13 +452,13 @@ func (s *session) download(p, opening string, move transferFunc) error {
 		x.count = m.bytes(s.user.Name, "download", s.proto).Add
 		return move(x)
 	})
-	s.recordTransfer(p, "download", x, started, err)
+	s.recordTransfer(p, "download", x, started, err, nil)
 	s.conclude(err, "Transfer complete.", aborts)
 	return nil
 }
 
 // recordTransfer tells log and metrics how a transfer ended.
-func (s *session) recordTransfer(p, direction string, x *transfer, started time.Time, err error) {
+func (s *session) recordTransfer(p, direction string, x *transfer, started time.Time, err error, sum []byte) {
 	result := transferResult(err)
 	dur := time.Since(started)
 	var moved int64
@@ -464,7 +466,12 @@ func (s *session) recordTransfer(p, direction string, x *transfer, started time.
 		moved = x.moved.Load()
 	}
 	s.srv.metrics.transferEnded(s.user.Name, direction, s.proto, result, dur)
-	s.transferLog(result, p, moved, dur, err)
+	s.transferLog(result, p, moved, dur, err, sum)
+}
+
+// noRoom tells whether quota or disk is too small for an upload.
+func noRoom(err error) bool {
+	return errors.As(err, new(*quotaError)) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
 // transferResult names how a transfer ended, for log and metrics.
@@ -486,7 +493,9 @@ func transferResult(err error) string {
 		return "client_gone"
 	case errors.Is(err, errClearData), errors.Is(err, errTLSNotResumed):
 		return "refused"
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+	case errors.As(err, new(*quotaError)):
+		return "over_quota"
+	case noRoom(err):
 		return "no_space"
 	case isNetError(err):
 		return "broken"
@@ -531,6 +540,16 @@ func (s *session) cmdSTOU(arg string) error {
 // errShort is an upload that ended before ALLO's size.
 var errShort = errors.New("fewer bytes than ALLO announced")
 
+// refuseUpload replies for an upload that ends before it begins.
+func (s *session) refuseUpload(p string, err error) error {
+	if errors.As(err, new(*quotaError)) {
+		s.srv.metrics.quotaRejected(s.user.Name)
+		s.srv.log.Info("refused", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "verb", s.verb, "path", p, "result", err.Error())
+	}
+	s.arm.dismiss()
+	return s.fail(err)
+}
+
 // upload runs one upload from the staging file to its name. It is finished
 // only if everything of contract section 5 holds; else it is an interruption.
 func (s *session) upload(p string, kind uploadKind, offset int64, opening string) error {
@@ -543,23 +562,35 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	if s.modeZ && offset > 0 {
 		return s.fail(&offsetError{want: offset})
 	}
-	u, err := s.jail.create(p, kind, offset)
+	u, err := s.jail.create(p, kind, offset, cfg.Transfer.Durable)
 	if err != nil {
-		return s.fail(err)
+		return s.refuseUpload(p, err)
 	}
 	defer u.interrupt() // of no effect after commit
+	if allo > 0 {
+		// What will not fit is told before it is sent.
+		if err := u.announced(max(allo, u.size)); err != nil {
+			return s.refuseUpload(p, err)
+		}
+	}
 	if opening == "" {
 		opening = "Ready to take the file."
 	}
 	var sum hash.Hash
-	if cfg.Transfer.Digest == "always" && u.start == 0 {
-		sum = digests[1].make()
+	if cfg.Transfer.Digest == "always" {
+		sum = sha256.New()
 	}
 	m := s.srv.metrics
 	m.transferStarted("upload")
 	started := time.Now()
 	x, aborts, err := s.transfer(true, opening, func(x *transfer) error {
 		x.count = m.bytes(s.user.Name, "upload", s.proto).Add
+		if sum != nil && u.start > 0 {
+			// What was there already is part of the file.
+			if err := digest(sum, u.file, 0, u.start, x.cancelled); err != nil {
+				return err
+			}
+		}
 		notified, err := x.receive(u, coding{ascii: s.converting(), z: s.modeZ}, sum, &s.srv.splices)
 		if err == nil && !notified {
 			m.missingCloseNotify.Inc()
@@ -577,9 +608,18 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 		err = errShort
 	}
 	if err == nil {
-		err = u.commit(cfg.Transfer.Durable)
+		if sum != nil {
+			u.sum = sum.Sum(nil)
+		}
+		err = u.commit()
 	}
-	s.recordTransfer(p, "upload", x, started, err)
+	if errors.As(err, new(*quotaError)) {
+		m.quotaRejected(s.user.Name)
+	}
+	if noRoom(err) {
+		u.refuse()
+	}
+	s.recordTransfer(p, "upload", x, started, err, u.sum)
 	if errors.Is(err, errShort) {
 		u.interrupt()
 		s.reply(codeAborted, fmt.Sprintf("Only %d of the %d bytes that ALLO announced arrived; resume with REST %d.", u.size, allo, u.size))
@@ -588,12 +628,15 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	}
 	u.interrupt()
 	done := "Transfer complete."
-	if sum != nil {
-		done = "Transfer complete. SHA-256 " + hex.EncodeToString(sum.Sum(nil))
-	}
 	if kind == uploadUnique {
 		// What BSD servers say and Perl's Net::FTP reads the name from.
 		done = "Transfer complete (unique file name:" + path.Base(p) + ")."
+	}
+	if u.sum != nil {
+		done += " SHA-256 " + hex.EncodeToString(u.sum)
+	}
+	if left, limited := s.jail.left(); limited {
+		done += fmt.Sprintf(" %d bytes left of the quota.", left)
 	}
 	s.conclude(err, done, aborts)
 	return nil

@@ -316,7 +316,8 @@ func TestREADMEVerbTable(t *testing.T) {
 
 // TestREADMEMetricsTable scrapes a daemon that has done a bit of everything.
 func TestREADMEMetricsTable(t *testing.T) {
-	file, _ := writeConfig(t, daemonListen+"tls.session_reuse = \"warn\"\n")
+	file, b := writeConfig(t, daemonListen+"tls.session_reuse = \"warn\"\n")
+	b.user(t, "ann", "quota_bytes = \"10B\"\n")
 	p := serveBerth(t, file, nil)
 	c := p.dial("control")
 	c.want("220 *")
@@ -333,6 +334,9 @@ func TestREADMEMetricsTable(t *testing.T) {
 	}
 	if got := c.fetch("RETR a"); got != "text" {
 		t.Fatalf("the file holds %q", got)
+	}
+	if got := c.store("STOR b", "more than ten"); !strings.HasPrefix(got, "552") {
+		t.Fatal(got)
 	}
 	u, err := net.Dial("udp", p.addrs["datagram"])
 	if err != nil {

@@ -60,6 +60,7 @@ type server struct {
 	auth       *authenticator
 	keys       *tlsKeeper
 	jails      *jailSet
+	house      *housekeeper
 	ports      *dataPorts
 	metrics    *metrics
 	splices    splices
@@ -108,7 +109,6 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	}
 	s := &server{
 		log: log, level: level, users: us, keys: keys,
-		jails:    newJailSet(),
 		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, accounts: map[string]*account{},
 		started: time.Now(),
@@ -116,13 +116,15 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	s.ports = newDataPorts(&s.quick)
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.current.Store(cfg)
+	s.jails = newJailSet(newLedger(cfg.Server.StateDir, log))
+	s.house = newHousekeeper(s.ctx, us, s.jails, s.config, log)
 	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
 	v, rev := buildVersion()
 	s.metrics = newMetrics(v, rev, metricSources{
 		StateFree:         func() (uint64, error) { return freeBytes(cfg.Server.StateDir) },
 		CertificateExpiry: keys.notAfter,
 		Bans:              func() int { return s.auth.bans() },
-		Usage:             func() []userUsage { return nil },
+		Usage:             s.usage,
 	})
 	keys.onReuse = s.metrics.tlsResumption
 	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
@@ -158,8 +160,7 @@ func checkTogether(cfg *config, us *users) error {
 // notYet tells what a user's file asks for that this version only checks.
 func notYet(u *user) []string {
 	var keys []string
-	for key, set := range map[string]bool{"quota_bytes": u.QuotaBytes > 0, "quota_files": u.QuotaFiles > 0, "when_full": u.WhenFull == "rotate",
-		"expire": u.Expire > 0, "on_upload": u.OnUpload != "", "commands": len(u.Commands) > 0, "shell": u.Shell} {
+	for key, set := range map[string]bool{"commands": len(u.Commands) > 0, "shell": u.Shell} {
 		if set {
 			keys = append(keys, key)
 		}
@@ -181,6 +182,27 @@ func configNotYet(cfg *config) []string {
 		keys = append(keys, "commands")
 	}
 	return keys
+}
+
+// usage is what the quota metrics show: every user whose files are counted.
+func (s *server) usage() []userUsage {
+	var all []userUsage
+	for _, u := range s.users.all() {
+		if u.Quota == "filesystem" {
+			continue
+		}
+		line := userUsage{Name: u.Name, QuotaBytes: int64(u.QuotaBytes), QuotaFiles: u.QuotaFiles}
+		if b := s.jails.ledger.user(u.Name); b != nil {
+			var known bool
+			if line.UsedBytes, line.UsedFiles, known = b.usage(); !known {
+				continue
+			}
+		} else if _, err := os.Stat(u.Home); !errors.Is(err, os.ErrNotExist) {
+			continue // not looked at yet; who has no home stores nothing
+		}
+		all = append(all, line)
+	}
+	return all
 }
 
 func freeBytes(dir string) (uint64, error) {
@@ -308,6 +330,10 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	case <-time.After(2 * closeTimeout):
 		s.log.Warn("some sessions did not end in time")
 	}
+	s.mu.Lock()
+	quiet := len(s.sessions) == 0
+	s.mu.Unlock()
+	s.house.end(quiet)
 	s.tidying.Stop()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
 }
@@ -448,6 +474,7 @@ func clearStale(network, path string) error {
 
 // serve starts a loop for every socket.
 func (s *server) serve() {
+	s.house.start()
 	names := make([]string, 0, len(s.sockets))
 	var d *datagramService
 	for _, k := range s.sockets {
@@ -720,16 +747,17 @@ func adjust(l *rate.Limiter, perSecond int64) *rate.Limiter {
 	return l
 }
 
-// shareSpecs is what fs.go needs to know of a user's shares.
-func (u *user) shareSpecs() map[string]shareSpec {
-	if len(u.Shares) == 0 {
-		return nil
+// jailSpec is what fs.go needs to know of a user.
+func (u *user) jailSpec() jailSpec {
+	spec := jailSpec{user: u.Name, home: u.Home, quota: quota{int64(u.QuotaBytes), u.QuotaFiles},
+		uncounted: u.Quota == "filesystem", rotate: u.WhenFull == "rotate"}
+	if len(u.Shares) > 0 {
+		spec.shares = make(map[string]shareSpec, len(u.Shares))
+		for name, sh := range u.Shares {
+			spec.shares[name] = shareSpec{path: sh.Path, write: sh.Write}
+		}
 	}
-	specs := make(map[string]shareSpec, len(u.Shares))
-	for name, sh := range u.Shares {
-		specs[name] = shareSpec{path: sh.Path, write: sh.Write}
-	}
-	return specs
+	return spec
 }
 
 // leave is enter's end.

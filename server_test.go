@@ -43,8 +43,8 @@ func TestMissingShareIsLeftOut(t *testing.T) {
 	if err := os.Mkdir(there, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	js := newJailSet()
-	j, err := js.enter("ann", filepath.Join(dir, "home"), map[string]shareSpec{"a": {path: there}, "b": {path: filepath.Join(dir, "gone")}})
+	js := newJailSet(nil)
+	j, err := js.enter(jailSpec{user: "ann", home: filepath.Join(dir, "home"), shares: map[string]shareSpec{"a": {path: there}, "b": {path: filepath.Join(dir, "gone")}}})
 	if err != nil {
 		t.Fatal(err)
 	}

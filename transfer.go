@@ -39,6 +39,9 @@ const (
 	// uploads go over to splice after the first one: most files are smaller, and
 	// a splice costs a pipe.
 	copyBuffer = 256 << 10
+	// pipeSize is what one splice moves at most: pipe-max-size (pipe(7)) as the
+	// kernel has it by default.
+	pipeSize = 1 << 20
 	// maxSplices bounds the pipes that splices hold: past pipe-user-pages-soft
 	// (16,384 pages a user, pipe(7)) new pipes shrink to two pages.
 	maxSplices = 48
@@ -297,24 +300,54 @@ func (x *transfer) splice(u *upload, sp *splices) error {
 		return x.receiveCopy(u, coding{}, nil)
 	}
 	defer sp.give()
-	lr := io.LimitedReader{R: tcp}
+	return x.pump(u, tcp)
+}
+
+// pump moves an upload through a pipe of its own, socket to pipe to file
+// (splice(2)), which io.Copy would do too. But only between the two, when it is
+// known how much comes and nothing is written yet, can the quota be asked.
+func (x *transfer) pump(u *upload, tcp *net.TCPConn) error {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return err
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, pipeSize) // if not, the default of 64 KiB works too
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int64
+	var serr error
+	most := 0
+	take := func(fd uintptr) bool {
+		for {
+			n, serr = unix.Splice(int(fd), nil, pipe[1], nil, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			if serr != unix.EINTR {
+				return serr != unix.EAGAIN // the pipe is empty: it is the socket that has nothing
+			}
+		}
+	}
 	for {
-		most := x.chunk(sendChunk)
-		lr.N = most
+		most = int(x.chunk(pipeSize))
 		if err := x.extend(); err != nil {
 			return err
 		}
-		n, err := u.file.ReadFrom(&lr) // splice(2)
-		u.wrote(n)
-		x.progress(n)
-		if err != nil {
-			if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && x.cancelled() == nil {
-				continue
-			}
+		if err := raw.Read(take); err != nil {
 			return err
 		}
-		if n < most {
+		if serr != nil {
+			return &net.OpError{Op: "splice", Net: "tcp", Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("splice", serr)}
+		}
+		if n == 0 {
 			return nil
+		}
+		before := u.size
+		err := u.drain(pipe[0], int(n))
+		x.progress(u.size - before)
+		if err != nil {
+			return err
 		}
 		if err := x.allow(n); err != nil {
 			return err
@@ -345,8 +378,7 @@ func (x *transfer) fill(u *upload, buf []byte) (end bool, err error) {
 		err = nil
 	}
 	if n > 0 {
-		w, werr := u.file.Write(buf[:n])
-		u.wrote(int64(w))
+		w, werr := u.Write(buf[:n])
 		x.progress(int64(w))
 		if werr != nil {
 			return end, werr
@@ -388,8 +420,7 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 			if sum != nil {
 				sum.Write(buf[:n])
 			}
-			w, werr := u.file.Write(buf[:n])
-			u.wrote(int64(w))
+			w, werr := u.Write(buf[:n])
 			x.progress(int64(w))
 			if werr != nil {
 				return werr

@@ -497,7 +497,7 @@ func TestReceive(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				u, err := j.create("/f", uploadStore, 0)
+				u, err := j.create("/f", uploadStore, 0, true)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -516,7 +516,7 @@ func TestReceive(t *testing.T) {
 				if err := <-sent; err != nil {
 					t.Error(err)
 				}
-				if err := u.commit(false); err != nil {
+				if err := u.commit(); err != nil {
 					t.Fatal(err)
 				}
 				got, err := os.ReadFile(home + "/f")
@@ -689,7 +689,7 @@ func TestReceiveReset(t *testing.T) {
 					client.SetLinger(0)
 					client.Close()
 				}()
-				u, err := j.create("/f", uploadStore, 0)
+				u, err := j.create("/f", uploadStore, 0, true)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -752,7 +752,7 @@ func TestReceiveTLSEnds(t *testing.T) {
 			if _, err := x.startTLS(serverTLS); err != nil {
 				t.Fatal(err)
 			}
-			u, err := j.create("/f", uploadStore, 0)
+			u, err := j.create("/f", uploadStore, 0, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -781,7 +781,7 @@ func TestReceiveDiskError(t *testing.T) {
 			client.Write(testBytes(size))
 			client.CloseWrite()
 		}()
-		u, err := j.create("/f", uploadStore, 0)
+		u, err := j.create("/f", uploadStore, 0, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -852,7 +852,7 @@ func TestStall(t *testing.T) {
 				x := newTransfer(short, nil)
 				client := openTransfer(t, x)
 				client.Write(testBytes(size))
-				u, err := j.create("/f", uploadStore, 0)
+				u, err := j.create("/f", uploadStore, 0, true)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -907,7 +907,7 @@ func TestSlowUpload(t *testing.T) {
 	j := enterTestJail(t, haveOpenat2(), home, nil)
 	x := newTransfer(testTimeout, nil)
 	client := openTransfer(t, x)
-	u, err := j.create("/f", uploadStore, 0)
+	u, err := j.create("/f", uploadStore, 0, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -926,14 +926,13 @@ func TestSlowUpload(t *testing.T) {
 			info, err := os.Stat(home + "/" + u.stage)
 			return err == nil && info.Size() == int64(at)
 		})
-		x.fire()
-		waitUntil(t, "the timeout has ended the splice", func() bool { return x.moved.Load() == int64(at) })
+		waitUntil(t, "it is counted, and the deadline with it is a new one", func() bool { return x.moved.Load() == int64(at) })
 	}
 	client.Close()
 	if err := <-done; err != nil {
 		t.Fatalf("receive = %v; want the slow client served", err)
 	}
-	u.commit(false)
+	u.commit()
 	if got, _ := os.ReadFile(home + "/f"); !bytes.Equal(got, content) {
 		t.Errorf("%d bytes, not those that were sent", len(got))
 	}
@@ -996,7 +995,7 @@ func TestSlowCopy(t *testing.T) {
 				}
 				client.Close()
 			})
-			u, err := j.create("/f", uploadStore, 0)
+			u, err := j.create("/f", uploadStore, 0, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -1076,7 +1075,7 @@ func TestCancel(t *testing.T) {
 			content := testBytes(size)
 			client.Write(content)
 			return func() error {
-				u, err := j.create("/f", uploadStore, 0)
+				u, err := j.create("/f", uploadStore, 0, true)
 				if err != nil {
 					return err
 				}
@@ -1133,7 +1132,7 @@ func TestCancelAnywhere(t *testing.T) {
 			x.cancel(errAborted)
 		})
 		p := fmt.Sprintf("/f%d", i)
-		u, err := j.create(p, uploadStore, 0)
+		u, err := j.create(p, uploadStore, 0, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1188,7 +1187,7 @@ func TestRateLimit(t *testing.T) {
 				client.Write(testBytes(size))
 				client.Close()
 			}()
-			u, err := j.create("/f", uploadStore, 0)
+			u, err := j.create("/f", uploadStore, 0, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -1197,7 +1196,7 @@ func TestRateLimit(t *testing.T) {
 				t.Error(err)
 			}
 			check(t, "receive", time.Since(began))
-			u.commit(false)
+			u.commit()
 			if got, _ := os.ReadFile(home + "/f"); !bytes.Equal(got, testBytes(size)) {
 				t.Errorf("%d bytes, not those that were sent", len(got))
 			}
@@ -1421,14 +1420,14 @@ func TestCodings(t *testing.T) {
 					io.WriteString(z, wire)
 					z.Close()
 				}()
-				u, err := j.create("/f", uploadStore, 0)
+				u, err := j.create("/f", uploadStore, 0, true)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if _, err := x.receive(u, c, nil, &splices{}); err != nil {
 					t.Errorf("receive = %v", err)
 				}
-				u.commit(false)
+				u.commit()
 				<-done
 				if b, _ := os.ReadFile(home + "/f"); string(b) != text {
 					t.Errorf("%d bytes stored; want %d", len(b), len(text))
@@ -1454,7 +1453,7 @@ func TestModeZCut(t *testing.T) {
 		client := openTransfer(t, x)
 		client.Write(wire)
 		client.Close()
-		u, err := j.create("/f", uploadStore, 0)
+		u, err := j.create("/f", uploadStore, 0, true)
 		if err != nil {
 			t.Fatal(err)
 		}

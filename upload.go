@@ -14,13 +14,26 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	stagePrefix   = reservedPrefix + "up-"   // an upload that is running
+	// stagePrefix begins the staging file of an upload. Its whole name is
+	//
+	//	.berth-up-BBBBBBBBRRRRRRRRk.TARGET
+	//
+	// where B is of the machine's boot, R random, k the kind of upload and TARGET
+	// the name it is meant for, left out where the disk has no room for it. So
+	// what a crash leaves can be told, without a write that every upload would
+	// have to pay for: see stageName and recover.
+	stagePrefix   = reservedPrefix + "up-"
 	partialPrefix = reservedPrefix + "part-" // what arrived of an upload over an existing file
+	bootDigits    = 8
+	randomDigits  = 8
+	maxName       = 255 // NAME_MAX
 
 	// partialXattr marks a file that holds an interrupted upload under its own
 	// name. A file system without user attributes loses the mark: the upload is
@@ -28,13 +41,16 @@ const (
 	partialXattr = "user.berth.partial"
 )
 
-// uploadKind is which command began an upload.
-type uploadKind int
+// uploadKind is which command began an upload, as in the staging file's name.
+type uploadKind byte
 
 const (
-	uploadStore  uploadKind = iota // STOR: the whole content, or from an offset on
-	uploadAppend                   // APPE: behind what is there
-	uploadUnique                   // STOU: a name that nothing has
+	uploadStore  uploadKind = 's' // STOR: the whole content, or from an offset on
+	uploadAppend uploadKind = 'a' // APPE: behind what is there
+	uploadUnique uploadKind = 'u' // STOU: a name that nothing has
+	// uploadResumed is none of create's: it is how the staging file is called of
+	// an upload that goes on with a partial, whichever command began it.
+	uploadResumed uploadKind = 'r'
 )
 
 // An upload is one file on its way in. It lives in a staging file in the
@@ -42,26 +58,74 @@ const (
 // before that leaves the old file as it was. Exactly one of commit and
 // interrupt must be called, by the goroutine that began it; both are final.
 type upload struct {
-	file    *os.File // the staging file, positioned where the next byte goes
+	file    *os.File // the staging file, positioned where the next byte goes; flock(2)ed
 	start   int64    // bytes that were there already
 	size    int64    // bytes in the staging file
+	durable bool     // commit and interrupt end on stable storage
+	sum     []byte   // SHA-256 of the whole content, if somebody computed it
+
+	jail    *jail
+	tree    *tree
+	rel     string // the target's name in tree
 	dir     *os.File
 	base    string // the target's name in dir
 	stage   string // the staging file's name in dir
-	old     entry  // what has the target's name now; zero mode: nothing
+	old     entry  // what had the target's name at the beginning; zero mode: nothing
 	resumed bool   // the staging file was a marked partial
 	kind    uploadKind
 	done    bool
+	unuse   func() // of the old file; nil if there is none
+
+	// What the ledger has been charged for this upload, and what of the old file
+	// need not be, because it will be gone: a replaced file is charged for its
+	// growth only.
+	charged quota
+	credit  quota
+	balance *balance // whose; nil in a share whose disk cannot tell owners
 }
 
-// create begins an upload to p. offset is REST's; -1 for none. What may be
-// continued and what not is contract section 5:
+// bootID is a few digits that differ from one run of the machine to the next.
+// Within one run what was written is there, also after kill -9; across a loss of
+// power it need not be. "0" where the kernel does not tell.
+func bootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	sum := sha256.Sum256(id)
+	return hex.EncodeToString(sum[:])[:bootDigits]
+}
+
+func (js *jailSet) stageName(kind uploadKind, base string) string {
+	name := stagePrefix + js.boot + randomName()[:randomDigits] + string(kind)
+	if full := name + "." + base; len(full) <= maxName {
+		return full
+	}
+	return name
+}
+
+// parseStage takes a staging file's name apart; ok is false for what berth
+// does not call so.
+func parseStage(name string) (boot string, kind uploadKind, base string, ok bool) {
+	rest, is := strings.CutPrefix(name, stagePrefix)
+	if !is || len(rest) <= bootDigits+randomDigits {
+		return "", 0, "", false
+	}
+	boot, kind, rest = rest[:bootDigits], uploadKind(rest[bootDigits+randomDigits]), rest[bootDigits+randomDigits+1:]
+	if rest != "" {
+		if base, is = strings.CutPrefix(rest, "."); !is || base == "" || strings.Contains(base, "/") {
+			return "", 0, "", false
+		}
+	}
+	return boot, kind, base, true
+}
+
+// create begins an upload to p. offset is REST's; -1 for none. durable tells
+// whether commit has to reach stable storage. What may be continued and what not
+// is contract section 5:
 //
 //   - a partial kept aside, or one under its own name, is continued when
 //     offset is its size;
 //   - a complete file keeps its first offset bytes;
 //   - everything else is an *offsetError.
-func (j *jail) create(p string, kind uploadKind, offset int64) (*upload, error) {
+func (j *jail) create(p string, kind uploadKind, offset int64, durable bool) (*upload, error) {
 	dir, base, err := j.parent(p)
 	if err != nil {
 		if errors.Is(err, errShareRoot) {
@@ -69,13 +133,12 @@ func (j *jail) create(p string, kind uploadKind, offset int64) (*upload, error) 
 		}
 		return nil, err
 	}
-	u := &upload{dir: dir, base: base, kind: kind}
+	u := &upload{jail: j, dir: dir, base: base, kind: kind, durable: durable}
+	u.tree, u.rel = j.locate(p)
+	u.balance = j.balance
+	j.balance.begin()
 	if err := u.begin(offset); err != nil {
-		if u.file != nil {
-			u.file.Close()
-			unix.Unlinkat(int(dir.Fd()), u.stage, 0)
-		}
-		dir.Close()
+		u.discard()
 		return nil, err
 	}
 	return u, nil
@@ -83,26 +146,29 @@ func (j *jail) create(p string, kind uploadKind, offset int64) (*upload, error) 
 
 func (u *upload) begin(offset int64) error {
 	d := int(u.dir.Fd())
-	var st unix.Stat_t
-	switch err := unix.Fstatat(d, u.base, &st, unix.AT_SYMLINK_NOFOLLOW); err {
-	case nil:
-		u.old.fromStat(&st)
+	old, found, err := u.jail.look(u.tree, d, u.base)
+	if err != nil {
+		return err
+	}
+	if found {
+		u.old = old.entry
 		if u.old.mode&unix.S_IFMT == unix.S_IFLNK {
 			// The link is replaced, not followed; but a link to a directory
 			// looks like one to the client, and losing it would surprise.
+			var st unix.Stat_t
 			if unix.Fstatat(d, u.base, &st, 0) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				return errIsDir
 			}
 		} else if err := u.old.mustBeFile(); err != nil {
 			return err
 		}
-	case unix.ENOENT:
-	default:
-		return err
+		if old.balance == u.jail.balance {
+			u.credit = quota{u.old.counted(), 1}
+		}
+		u.unuse = u.jail.set.use(u.old.id())
 	}
-	u.stage = stagePrefix + randomName()
 
-	exists := u.old.mode&unix.S_IFMT == unix.S_IFREG
+	exists := u.old.isFile()
 	if u.kind == uploadAppend {
 		if exists {
 			offset = u.old.size
@@ -128,7 +194,7 @@ func (u *upload) begin(offset int64) error {
 	if !exists || offset > u.old.size {
 		return &offsetError{have: u.old.size, want: offset}
 	}
-	if offset == u.old.size && u.isPartial() {
+	if offset == u.old.size && isPartial(d, u.base) {
 		return u.adopt(u.base, offset)
 	}
 	if err := u.createStage(); err != nil {
@@ -140,20 +206,35 @@ func (u *upload) begin(offset int64) error {
 // createStage makes the staging file, with the mode of the file it will
 // replace.
 func (u *upload) createStage() error {
-	fd, err := unix.Openat(int(u.dir.Fd()), u.stage, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o666)
+	if err := u.charge(0, 1-u.credit.files); err != nil {
+		return err
+	}
+	kind := u.kind
+	if kind == uploadAppend && !u.old.isFile() {
+		kind = uploadStore // nothing of it is a copy
+	}
+	name := u.jail.set.stageName(kind, u.base)
+	fd, err := unix.Openat(int(u.dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o666)
 	if err != nil {
 		return err
 	}
-	u.file = os.NewFile(uintptr(fd), u.stage)
-	if u.old.mode&unix.S_IFMT == unix.S_IFREG {
+	u.file, u.stage = os.NewFile(uintptr(fd), name), name
+	// As long as this lock is held, nobody takes the file for what a crash has
+	// left, whichever berth looks. A disk without locks does without.
+	unix.Flock(fd, unix.LOCK_EX)
+	if owner := u.jail.own(u.tree, fd); owner != u.balance {
+		u.balance.add(-u.charged.bytes, -u.charged.files)
+		u.balance, u.charged, u.credit = owner, quota{}, quota{}
+	}
+	if u.old.isFile() {
 		return unix.Fchmod(fd, u.old.mode&0o777)
 	}
 	return nil
 }
 
-// isPartial tells whether the target is an interrupted upload under its own name.
-func (u *upload) isPartial() bool {
-	fd, err := unix.Openat(int(u.dir.Fd()), u.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// isPartial tells whether base is an interrupted upload under its own name.
+func isPartial(dir int, base string) bool {
+	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
@@ -163,31 +244,60 @@ func (u *upload) isPartial() bool {
 	return err == nil
 }
 
-// adopt takes a partial as the staging file. The rename makes it this upload's
-// alone: a second session that resumes the same partial finds it gone.
+// adopt takes a partial as the staging file. The lock and the rename make it
+// this upload's alone: a second session that resumes it is told to wait.
 func (u *upload) adopt(name string, offset int64) error {
 	d := int(u.dir.Fd())
-	if err := renameat(d, name, d, u.stage, unix.RENAME_NOREPLACE); err != nil {
-		return err
-	}
-	fd, err := unix.Openat(d, u.stage, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err == nil {
-		var size int64
-		if size, err = unix.Seek(fd, 0, io.SeekEnd); err == nil && size != offset {
-			err = &offsetError{have: size, want: offset} // it grew between the look and the rename
-		}
-		if err != nil {
-			unix.Close(fd)
-		}
-	}
+	fd, err := unix.Openat(d, name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		renameat(d, u.stage, d, name, unix.RENAME_NOREPLACE)
 		return err
 	}
-	u.file = os.NewFile(uintptr(fd), u.stage)
+	f := os.NewFile(uintptr(fd), name)
+	defer func() {
+		if u.file == nil {
+			f.Close()
+		}
+	}()
+	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
+		return errBusy
+	}
+	defer u.jail.set.lockNames(nameIn{u.tree, u.rel})()
+	var mine entry
+	if err := fstat(f, &mine); err != nil {
+		return err
+	}
+	now, ok, err := u.jail.look(u.tree, d, name)
+	if err != nil {
+		return err
+	}
+	if !ok || now.id() != mine.id() {
+		return errBusy // taken, or replaced, since it was looked at
+	}
+	if mine.size != offset {
+		return &offsetError{have: mine.size, want: offset}
+	}
+	if _, err := unix.Seek(fd, 0, io.SeekEnd); err != nil {
+		return err
+	}
+	if now.balance != u.balance { // somebody else's, in a share
+		if err := u.balance.reserve(u.jail.key.quota, mine.size, 1); err != nil {
+			return err
+		}
+		now.gone()
+		if owner := u.jail.own(u.tree, fd); owner == nil {
+			u.balance.add(-mine.size, -1)
+			u.balance = nil
+		}
+	}
+	u.charged = quota{mine.size, 1}
+	stage := u.jail.set.stageName(uploadResumed, u.base)
+	if err := renameat(d, name, d, stage, unix.RENAME_NOREPLACE); err != nil {
+		return err
+	}
+	u.file, u.stage = f, stage
 	u.start, u.size, u.resumed = offset, offset, true
 	if name == u.base {
-		u.old = entry{} // the name is free now, and an interruption gives it back
+		u.old, u.credit = entry{}, quota{} // the name is free now, and an interruption gives it back
 	}
 	return nil
 }
@@ -208,66 +318,187 @@ func (u *upload) copyPrefix(n int64) error {
 	if err := e.mustBeFile(); err != nil {
 		return err
 	}
+	if err := u.room(n); err != nil {
+		return err
+	}
 	got, err := u.file.ReadFrom(&io.LimitedReader{R: src, N: n}) // copy_file_range(2)
+	u.size = got
 	if err != nil {
 		return err
 	}
 	if got != n {
 		return &offsetError{have: got, want: n}
 	}
-	u.start, u.size = n, n
+	u.start = n
 	return nil
 }
 
-// wrote accounts for n bytes that were written behind the last ones.
-func (u *upload) wrote(n int64) { u.size += n }
+// charge reserves more of the user's quota for this upload.
+func (u *upload) charge(bytes, files int64) error {
+	if u.balance == nil || bytes <= 0 && files <= 0 {
+		return nil
+	}
+	bytes, files = max(bytes, 0), max(files, 0)
+	if err := u.jail.reserve(bytes, files); err != nil {
+		return err
+	}
+	u.charged.bytes += bytes
+	u.charged.files += files
+	return nil
+}
+
+// room makes sure that n bytes more may be written. Every write comes after it.
+func (u *upload) room(n int64) error {
+	return u.charge(u.size+n-u.credit.bytes-u.charged.bytes, 0)
+}
+
+// announced tells whether an upload that will have size bytes in all has room,
+// before any of them is sent; with when_full = "rotate" room is made at once.
+func (u *upload) announced(size int64) error {
+	n := size - u.credit.bytes - u.charged.bytes
+	if u.balance == nil || n <= 0 {
+		return nil
+	}
+	err := u.jail.reserve(n, 0)
+	if err == nil {
+		u.balance.add(-n, 0)
+	}
+	return err
+}
+
+// Write puts p behind what was written before, if the quota has room for it.
+func (u *upload) Write(p []byte) (int, error) {
+	if err := u.room(int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := u.file.Write(p)
+	u.size += int64(n)
+	return n, err
+}
+
+// drain writes n bytes that lie in a pipe, inside the kernel.
+func (u *upload) drain(pipe, n int) error {
+	if err := u.room(int64(n)); err != nil {
+		return err
+	}
+	fd := int(u.file.Fd())
+	for n > 0 {
+		m, err := unix.Splice(pipe, nil, fd, nil, n, unix.SPLICE_F_MOVE)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &os.PathError{Op: "splice", Path: u.stage, Err: err}
+		}
+		if m == 0 {
+			return io.ErrShortWrite
+		}
+		u.size += m
+		n -= int(m)
+	}
+	return nil
+}
 
 // commit gives the upload its name. When it returns nil the content and the
-// name are there, and with durable also on stable storage: file first, then
+// name are there, and if it is durable also on stable storage: file first, then
 // the rename, then the directory. On an error the old file is still there and
 // the upload is gone or kept as interrupt keeps it.
-func (u *upload) commit(durable bool) error {
+func (u *upload) commit() error {
+	fd := int(u.file.Fd())
 	if u.resumed {
-		unix.Fremovexattr(int(u.file.Fd()), partialXattr)
+		unix.Fremovexattr(fd, partialXattr)
 	}
-	if durable {
-		if err := unix.Fdatasync(int(u.file.Fd())); err != nil {
+	if u.sum != nil {
+		var e entry
+		if fstat(u.file, &e) == nil {
+			keepDigest(fd, &e, u.sum)
+		}
+	}
+	if u.durable {
+		if err := u.jail.set.syncFile(u.file); err != nil {
 			u.discard()
 			return fmt.Errorf("fdatasync: %w", err)
 		}
 	} else if u.old.isFile() {
 		// ext4 begins writing a file out when it replaces another (ext4(5),
 		// auto_da_alloc), and would do so with the directory locked.
-		unix.SyncFileRange(int(u.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+		unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	}
-	d := int(u.dir.Fd())
-	flags := uint(0)
-	if u.kind == uploadUnique {
-		flags = unix.RENAME_NOREPLACE
-	}
-	if err := renameat(d, u.stage, d, u.base, flags); err != nil {
+	for {
+		short, err := u.take()
+		if err == nil {
+			break
+		}
+		if short != (quota{}) {
+			// What the upload was to replace is gone, and with it the room that it
+			// would have made; look for more, without the locks.
+			if err = u.charge(short.bytes, short.files); err == nil {
+				continue
+			}
+		}
 		u.discard()
 		return err
 	}
-	// An older try at the same name, and not only if a file has it now: one
-	// left over from a file that was renamed away since could be spliced into
-	// this content by a later restart.
-	unix.Unlinkat(d, partialName(u.base), 0)
 	var err error
-	if durable {
-		if err = unix.Fsync(d); err == unix.EBADF || err == unix.EINVAL {
-			err = nil // a drop box opened with O_PATH, or a file system without directory sync
-		}
+	if u.durable {
+		err = u.jail.set.syncDir(u.dir)
 	}
 	u.end()
 	return err
 }
 
+// take is the moment of commit: the staging file becomes the target.
+func (u *upload) take() (short quota, err error) {
+	defer u.jail.set.lockNames(nameIn{u.tree, u.rel})()
+	flags := uint(0)
+	if u.kind == uploadUnique {
+		flags = unix.RENAME_NOREPLACE
+	}
+	if short, err = u.place(u.base, flags); err == nil {
+		// An older try at the same name, and not only if a file has it now: one
+		// left over from a file that was renamed away since could be spliced into
+		// this content by a later restart.
+		u.jail.dropPartial(u.tree, int(u.dir.Fd()), u.base)
+	}
+	return short, err
+}
+
+// place renames the staging file to to and settles what is charged for it: its
+// growth over what it replaces. short is what the quota has no room for, if that
+// was in the way. The name's lock must be held.
+func (u *upload) place(to string, flags uint) (short quota, err error) {
+	j, d := u.jail, int(u.dir.Fd())
+	old, exists, err := j.look(u.tree, d, to)
+	if err != nil {
+		return short, err
+	}
+	need := quota{u.size - u.charged.bytes, 1 - u.charged.files}
+	if exists && old.balance == u.balance {
+		need.bytes -= old.counted()
+		need.files--
+	}
+	more := quota{max(need.bytes, 0), max(need.files, 0)}
+	if err := u.balance.reserve(j.key.quota, more.bytes, more.files); err != nil {
+		return more, err
+	}
+	if err := renameat(d, u.stage, d, to, flags); err != nil {
+		u.balance.add(-more.bytes, -more.files)
+		return short, err
+	}
+	if exists && old.balance != u.balance {
+		old.gone()
+	}
+	u.balance.add(need.bytes-more.bytes, need.files-more.files)
+	u.stage, u.charged = "", quota{}
+	return short, nil
+}
+
 // interrupt ends an upload that did not finish. What arrived of a new name
-// takes that name, marked as partial; over an existing file it is kept aside.
-// Nothing is kept of an upload that brought no byte, nor of an APPE to a
-// complete file, whose copy would only stand in the way of a restart; but what
-// was a partial before is one afterwards, whatever the command.
+// takes that name, marked as partial; over an existing file it is kept aside,
+// as far as the quota has room for both. Nothing is kept of an upload that
+// brought no byte, nor of an APPE to a complete file, whose copy would only
+// stand in the way of a restart; but what was a partial before is one
+// afterwards, whatever the command.
 func (u *upload) interrupt() {
 	if u.done {
 		return
@@ -276,35 +507,138 @@ func (u *upload) interrupt() {
 		u.discard()
 		return
 	}
-	d := int(u.dir.Fd())
 	unix.Fsetxattr(int(u.file.Fd()), partialXattr, []byte{'1'}, 0)
-	err := renameat(d, u.stage, d, u.base, unix.RENAME_NOREPLACE)
-	switch err {
-	case nil:
-		unix.Unlinkat(d, partialName(u.base), 0) // a restart must find this one
-	case unix.EEXIST:
-		err = renameat(d, u.stage, d, partialName(u.base), 0)
+	if u.durable {
+		// A restart after a loss of power must not go on from bytes that the file
+		// has the length for and the disk never had.
+		u.jail.set.syncFile(u.file)
 	}
-	if err != nil {
-		u.discard()
-		return
+	if u.keep() == nil && u.durable {
+		u.jail.set.syncDir(u.dir)
 	}
 	u.end()
 }
 
-// discard ends an upload and leaves nothing of it.
-func (u *upload) discard() {
+// refuse ends an upload that there is no room for, and keeps nothing of it but
+// what was a partial before. Kept like other partials it would fill the quota or
+// the disk to the brim, in the way of every upload that does fit, for the sake
+// of one that does not.
+func (u *upload) refuse() {
 	if u.done {
 		return
 	}
-	unix.Unlinkat(int(u.dir.Fd()), u.stage, 0)
-	u.end()
+	if u.resumed && u.cut(u.start) {
+		u.interrupt()
+		return
+	}
+	u.discard()
 }
 
+// fit cuts what a crash left down to what the quota has room for: as long as it
+// was to replace a file, it did not count as far as that goes. It tells whether
+// anything is left.
+func (u *upload) fit() bool {
+	q := u.jail.key.quota
+	bytes, files, known := u.balance.usage()
+	if !known {
+		return true
+	}
+	if q.files > 0 && files > q.files {
+		return false
+	}
+	if over := bytes - q.bytes; q.bytes > 0 && over > 0 {
+		return u.cut(u.size - over)
+	}
+	return true
+}
+
+// cut shortens a partial to n bytes; false: that would leave nothing.
+func (u *upload) cut(n int64) bool {
+	if n <= 0 || unix.Ftruncate(int(u.file.Fd()), n) != nil {
+		return false
+	}
+	u.size = n
+	if u.charged.bytes > n {
+		u.balance.add(n-u.charged.bytes, 0)
+		u.charged.bytes = n
+	}
+	return true
+}
+
+// keep gives the staging file the name of a partial.
+func (u *upload) keep() error {
+	j, d := u.jail, int(u.dir.Fd())
+	defer j.set.lockNames(nameIn{u.tree, u.rel})()
+	to := u.base
+	_, exists, err := j.look(u.tree, d, to)
+	if err != nil {
+		return err
+	}
+	// A partial under the name is replaced, the later try being the one that its
+	// client will go on with; a complete file is not.
+	if exists && !isPartial(d, to) {
+		to = partialName(u.base)
+	}
+	short, err := u.place(to, 0)
+	if err != nil && short.bytes > 0 {
+		// What was to be replaced stays, and needs its room: keep what fits beside.
+		if left, limited := u.balance.left(j.key.quota); limited && u.cut(u.size-short.bytes+left) {
+			_, err = u.place(to, 0)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if to == u.base {
+		j.dropPartial(u.tree, d, u.base) // a restart must find this one
+	} else if j.set.attend != nil {
+		j.set.attend(j.key.user, time.Now().Add(asideCheck))
+	}
+	return nil
+}
+
+// asideCheck is how soon after a partial was kept aside a sweep looks for when
+// its time will be over.
+const asideCheck = time.Second
+
+// discard ends an upload and leaves nothing of it.
+func (u *upload) discard() {
+	if !u.done {
+		u.end()
+	}
+}
+
+// end gives back what the upload holds: its file, unless that has a name now,
+// and what it was charged.
 func (u *upload) end() {
 	u.done = true
-	u.file.Close()
+	gone := true
+	if u.stage != "" {
+		err := unix.Unlinkat(int(u.dir.Fd()), u.stage, 0)
+		gone = err == nil || err == unix.ENOENT
+	}
+	if gone { // else a count finds it, and takes it for what a crash has left
+		u.balance.add(-u.charged.bytes, -u.charged.files)
+	}
+	if u.file != nil {
+		u.file.Close()
+	}
 	u.dir.Close()
+	if u.unuse != nil {
+		u.unuse()
+	}
+	u.jail.balance.end()
+}
+
+// syncFile and syncDir bring content and names to stable storage.
+func (js *jailSet) syncFile(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
+
+func (js *jailSet) syncDir(dir *os.File) error {
+	err := unix.Fsync(int(dir.Fd()))
+	if err == unix.EBADF || err == unix.EINVAL {
+		return nil // a drop box opened with O_PATH, or a file system without directory sync
+	}
+	return err
 }
 
 // partialName is where what arrived of an upload over base is kept: of fixed

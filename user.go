@@ -3,8 +3,8 @@ package main
 // The command line `berth user`: verbs, flags, the password prompt and what is printed.
 // A file of its own because it is a program beside the daemon, run by people, mostly as
 // root, and shares nothing with it but the files. What a file means is users.go's
-// business, how one is changed user_write.go's. Nothing here talks to a running daemon,
-// which sees a new file at the next login.
+// business, how one is changed user_write.go's. A running daemon sees a new file at the
+// next login; only scan talks to it, as it has the ledger.
 
 import (
 	"bufio"
@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,7 @@ const userHelp = `Usage: berth user VERB NAME [flags]
   del     remove a user; his files stay
   list    all users
   show    the settings of one user, defaults filled in
+  scan    count a user's files anew, also while he works in them
 
 "berth user VERB -h" tells the flags. A change holds from the user's next login; sessions
 that are open go on as they are.
@@ -73,6 +75,7 @@ var userVerbs = []userVerb{
 	{name: "del", purpose: "remove a user; his files stay", example: "berth user del ann", run: (*userCommand).del},
 	{name: "list", purpose: "all users", json: true, nameless: true, example: "berth user list --json", run: (*userCommand).list},
 	{name: "show", purpose: "the settings of one user, defaults filled in", json: true, example: "berth user show ann", run: (*userCommand).show},
+	{name: "scan", purpose: "count a user's files anew and correct the quota ledger, also while he works in them", example: "berth user scan ann", run: (*userCommand).scan},
 }
 
 // userCommand is one run of berth user.
@@ -91,6 +94,7 @@ type userCommand struct {
 	shares map[string]string // share to PATH[:rw], "" to remove it
 
 	users *users
+	local []string // the daemon's local sockets
 }
 
 // userUsageError is a mistake in the command line itself: exit code 2.
@@ -426,6 +430,7 @@ func (c *userCommand) open() error {
 		log: slog.New(slog.DiscardHandler),
 	}
 	c.users.current.Store(newUserSet(nil))
+	c.local = cfg.Listen.Local
 	return nil
 }
 
@@ -461,6 +466,75 @@ func (c *userCommand) add() error {
 
 func (c *userCommand) passwd() error {
 	return c.change(func() error { return c.newPassword() }, "new password for user %s\n")
+}
+
+// scan has the running daemon count, and counts itself where none runs.
+func (c *userCommand) scan() error {
+	e, errs := c.users.readEntry(c.name)
+	if len(errs) > 0 {
+		return errs
+	}
+	u := e.user
+	if u.Quota == "filesystem" {
+		return fmt.Errorf("user %q has quota = \"filesystem\": the kernel counts, and berth does not", c.name)
+	}
+	for _, socket := range c.local {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			continue
+		}
+		defer conn.Close()
+		return c.scanOnline(conn)
+	}
+	l := newLedger(c.users.stateDir, slog.New(slog.DiscardHandler))
+	defer l.close()
+	if l.lock == nil {
+		return fmt.Errorf("berth runs, and does not answer on its local socket (listen.local is %q)", c.local)
+	}
+	if _, err := os.Stat(u.Home); err != nil {
+		return err
+	}
+	j, err := newJailSet(l).enter(u.jailSpec())
+	if err != nil {
+		return err
+	}
+	s := &sweep{j: j, pace: func() error { return nil }}
+	was, is, err := s.count()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(c.stdout, scanResult(c.name, was, is))
+	return l.save(func(string) bool { return true }, l.clean)
+}
+
+// scanOnline asks the daemon at the other end of its local socket.
+func (c *userCommand) scanOnline(conn net.Conn) error {
+	r := bufio.NewReader(conn)
+	answer := func() (code, text string, err error) {
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return "", "", fmt.Errorf("the daemon hung up: %w", err)
+			}
+			if line = strings.TrimRight(line, "\r\n"); len(line) > 3 && line[3] == ' ' {
+				return line[:3], line[4:], nil
+			}
+		}
+	}
+	if code, text, err := answer(); err != nil || code != "220" {
+		return cmp.Or(err, fmt.Errorf("the daemon said %s %s", code, text))
+	}
+	fmt.Fprintf(conn, "SITE SCAN %s\r\n", c.name)
+	code, text, err := answer()
+	if err != nil {
+		return err
+	}
+	if code != "211" {
+		return fmt.Errorf("the daemon said: %s", text)
+	}
+	fmt.Fprintln(c.stdout, text)
+	fmt.Fprint(conn, "QUIT\r\n")
+	return nil
 }
 
 func (c *userCommand) set() error {
