@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -1191,6 +1192,12 @@ func (j *jail) setTimes(p string, mtime time.Time) error {
 // left is how many bytes the user may still store by his quota; without one,
 // limited is false.
 func (j *jail) left() (n int64, limited bool) { return j.balance.left(j.key.quota) }
+
+// diskPath is where the operator finds p, if no link leads elsewhere.
+func (j *jail) diskPath(p string) string {
+	t, rel := j.locate(p)
+	return filepath.Join(t.root.Name(), rel)
+}
 
 // mayMark tells whether attributes may be set on p: not in a read-only share,
 // whose files are somebody else's.

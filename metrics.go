@@ -73,6 +73,7 @@ type metrics struct {
 	quotaRejects     *prometheus.CounterVec
 	commands         *prometheus.CounterVec
 	commandDuration  *prometheus.HistogramVec
+	hooksLost        *prometheus.CounterVec
 	dataConnections  *prometheus.CounterVec
 	tlsSessions      *prometheus.CounterVec
 	reloadSuccess    prometheus.Gauge
@@ -105,6 +106,7 @@ type metricSources struct {
 	StateFree         func() (uint64, error) // bytes an unprivileged writer can still use
 	CertificateExpiry func() time.Time       // zero: no certificate
 	Bans              func() int             // addresses banned now
+	UploadHooks       func() int             // uploads whose command has yet to succeed
 }
 
 // newMetrics makes the metrics of one daemon on a registry of their own. The
@@ -150,6 +152,8 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 	m.commands = counter("berth_commands_total", "Commands run for users, by how they ended.", "command", "result")
 	m.commandDuration = histogram("berth_command_duration_seconds", "Time commands took, whatever their end.",
 		[]float64{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300, 900}, "command")
+
+	m.hooksLost = counter("berth_on_upload_lost_total", "Uploads whose on_upload command never succeeded and is not tried any more.", "command", "reason")
 
 	m.datagrams.vec = counter("berth_datagrams_total", "Datagrams received, by the service asked and what became of them.",
 		"service", "result")
@@ -267,6 +271,12 @@ func (m *metrics) commandRun(command, result string, d time.Duration) {
 	command = metricLabel(command)
 	m.commands.WithLabelValues(command, result).Inc()
 	m.commandDuration.WithLabelValues(command).Observe(d.Seconds())
+}
+
+// uploadHookLost counts an upload whose command will not run any more. reason is
+// given_up, queue_full or another word of a fixed set.
+func (m *metrics) uploadHookLost(command, reason string) {
+	m.hooksLost.WithLabelValues(metricLabel(command), reason).Inc()
 }
 
 // datagram counts one datagram received. No allocation once a pair has been seen.
@@ -391,6 +401,11 @@ func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
 			if t := s.src.CertificateExpiry(); !t.IsZero() {
 				send(sourceDesc("berth_certificate_expiry_timestamp_seconds", "When the TLS certificate ends, as Unix time."), float64(t.Unix()))
 			}
+		})
+	}
+	if s.src.UploadHooks != nil {
+		s.ask("berth_on_upload_queue", ch, func() {
+			send(sourceDesc("berth_on_upload_queue", "Uploads whose on_upload command has yet to succeed."), float64(s.src.UploadHooks()))
 		})
 	}
 	if s.src.Bans != nil {

@@ -540,6 +540,17 @@ func (s *session) cmdSTOU(arg string) error {
 // errShort is an upload that ended before ALLO's size.
 var errShort = errors.New("fewer bytes than ALLO announced")
 
+// uploaded hands a complete upload to its user's command. It is queued before the
+// client hears that it is complete; what cannot be queued is logged and counted
+// and no fault of the upload.
+func (s *session) uploaded(p string, u *upload) {
+	if s.user.OnUpload == "" {
+		return
+	}
+	s.srv.hooks.add(uploadEvent{User: s.user.Name, Command: s.user.OnUpload, Path: p, File: s.jail.diskPath(p), Dir: s.user.Home,
+		Size: u.size, SHA256: hex.EncodeToString(u.sum), Address: s.addrText(), Protocol: s.proto, Time: time.Now(), Session: s.id})
+}
+
 // refuseUpload replies for an upload that ends before it begins.
 func (s *session) refuseUpload(p string, err error) error {
 	if errors.As(err, new(*quotaError)) {
@@ -611,7 +622,9 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 		if sum != nil {
 			u.sum = sum.Sum(nil)
 		}
-		err = u.commit()
+		if err = u.commit(); err == nil {
+			s.uploaded(p, u)
+		}
 	}
 	if errors.As(err, new(*quotaError)) {
 		m.quotaRejected(s.user.Name)

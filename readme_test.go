@@ -316,8 +316,15 @@ func TestREADMEVerbTable(t *testing.T) {
 
 // TestREADMEMetricsTable scrapes a daemon that has done a bit of everything.
 func TestREADMEMetricsTable(t *testing.T) {
-	file, b := writeConfig(t, daemonListen+"tls.session_reuse = \"warn\"\n")
-	b.user(t, "ann", "quota_bytes = \"10B\"\n")
+	file, b := writeConfig(t, daemonListen+"tls.session_reuse = \"warn\"\ncommands.t.run = [\"/bin/true\"]\n")
+	b.user(t, "ann", "quota_bytes = \"10B\"\non_upload = \"t\"\n")
+	queue := filepath.Join(b.dir, "state", "on_upload")
+	if err := os.Mkdir(queue, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(queue, "0000000000000001.json"), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p := serveBerth(t, file, nil)
 	c := p.dial("control")
 	c.want("220 *")
@@ -351,15 +358,18 @@ func TestREADMEMetricsTable(t *testing.T) {
 	c.cmd("QUIT", "221 *")
 	c.closed()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: replyTime}
-	resp, err := client.Get("http://" + p.addrs["http"] + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	page, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var page []byte
+	waitUntil(t, "the command for the upload has run", func() bool {
+		resp, err := client.Get("http://" + p.addrs["http"] + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if page, err = io.ReadAll(resp.Body); err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Contains(page, []byte("berth_commands_total{"))
+	})
 	labels := map[string]map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (berth_\w+) `).FindAllStringSubmatch(string(page), -1) {
 		labels[m[1]] = map[string]bool{}

@@ -61,6 +61,7 @@ type server struct {
 	keys       *tlsKeeper
 	jails      *jailSet
 	house      *housekeeper
+	hooks      *hookQueue
 	ports      *dataPorts
 	metrics    *metrics
 	splices    splices
@@ -81,6 +82,7 @@ type server struct {
 	nextID   uint64
 	draining bool
 	running  sync.WaitGroup // sessions and serving loops
+	hooking  sync.WaitGroup // the on_upload queue
 }
 
 // An account is what the sessions of one user share.
@@ -125,30 +127,37 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 		CertificateExpiry: keys.notAfter,
 		Bans:              func() int { return s.auth.bans() },
 		Usage:             s.usage,
+		UploadHooks:       func() int { return s.hooks.len() },
 	})
+	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
+		ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost})
+	if err != nil {
+		return nil, err
+	}
 	keys.onReuse = s.metrics.tlsResumption
 	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
 	return s, nil
 }
 
 // checkTogether finds what is wrong between the configuration and the users:
-// commands that a user may run and nobody has defined.
+// commands that a user may run and nobody has defined, or that cannot be run so.
 func checkTogether(cfg *config, us *users) error {
 	var errs configErrors
 	for _, u := range us.all() {
-		wrong := func(key, name string) {
+		wrong := func(key, problem string) {
 			file := filepath.Join(cfg.Server.UsersDir, u.Name+".toml")
 			data, _ := os.ReadFile(file)
-			errs = append(errs, configError{File: file, Line: lineOf(data, key), Key: key,
-				Problem: fmt.Sprintf("there is no command %s; define it as [commands.NAME] in the configuration", configQuote(name))})
+			errs = append(errs, configError{File: file, Line: lineOf(data, key), Key: key, Problem: problem})
 		}
 		for _, name := range u.Commands {
 			if _, ok := cfg.Commands[name]; !ok {
-				wrong("commands", name)
+				wrong("commands", fmt.Sprintf("there is no command %s; define it as [commands.NAME] in the configuration", configQuote(name)))
 			}
 		}
-		if _, ok := cfg.Commands[u.OnUpload]; u.OnUpload != "" && !ok {
-			wrong("on_upload", u.OnUpload)
+		if u.OnUpload != "" {
+			if problem := onUploadProblem(cfg, u.OnUpload); problem != "" {
+				wrong("on_upload", problem)
+			}
 		}
 	}
 	if len(errs) > 0 {
@@ -175,11 +184,8 @@ func configNotYet(cfg *config) []string {
 	if cfg.Server.IdleExit > 0 {
 		keys = append(keys, "server.idle_exit")
 	}
-	if cfg.Exec != defaultConfig().Exec {
+	if e, d := cfg.Exec, defaultConfig().Exec; e.Runner != d.Runner || e.Sandbox != d.Sandbox {
 		keys = append(keys, "exec")
-	}
-	if len(cfg.Commands) > 0 {
-		keys = append(keys, "commands")
 	}
 	return keys
 }
@@ -290,6 +296,7 @@ func (s *server) reload() {
 		s.log.Error("reload refused, the old configuration stays", "error", err)
 		return
 	}
+	s.hooks.retryNow() // what failed may be what was mended
 	s.log.Info("reloaded")
 }
 
@@ -334,6 +341,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	quiet := len(s.sessions) == 0
 	s.mu.Unlock()
 	s.house.end(quiet)
+	s.hooking.Wait()
 	s.tidying.Stop()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
 }
@@ -475,6 +483,7 @@ func clearStale(network, path string) error {
 // serve starts a loop for every socket.
 func (s *server) serve() {
 	s.house.start()
+	s.hooking.Go(func() { s.hooks.run(s.ctx) })
 	names := make([]string, 0, len(s.sockets))
 	var d *datagramService
 	for _, k := range s.sockets {
