@@ -272,6 +272,7 @@ type jailSet struct {
 	open    map[jailKey]*jail
 	openat2 bool
 
+	syncs  syncGroups
 	ledger *ledger // nil: nothing is counted
 	boot   string  // of this run of the machine, in the names of staging files
 	// makeRoom removes old files of a user whose home is full, until q has room
@@ -343,6 +344,16 @@ func (js *jailSet) nameHash(n nameIn) uint64 {
 	}
 	h.WriteString(base)
 	return h.Sum64() ^ n.t.id.ino
+}
+
+// lockNames is the set's, and frames the change for the ledger.
+func (j *jail) lockNames(names ...nameIn) (unlock func()) {
+	j.balance.begin()
+	release := j.set.lockNames(names...)
+	return func() {
+		release()
+		j.balance.end()
+	}
 }
 
 // nameIn is a name in a tree.
@@ -424,7 +435,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	}
 	j := &jail{home: t, key: key, set: js, rotate: spec.rotate, owner: jailOwner{name: spec.user, uid: uint32(os.Geteuid())}}
 	if js.ledger != nil && key.counted {
-		j.balance = js.ledger.open(spec.user, home, t.id, fresh)
+		j.balance = js.ledger.open(spec.user, home, t.id, birth(t.dir), fresh)
 	}
 	for name, s := range shares {
 		t, err := openTree(s.path, s.write, js.openat2)
@@ -643,7 +654,7 @@ func (j *jail) removeFound(f *found, complete bool) error {
 	}
 	defer dir.Close()
 	base := path.Base(f.rel)
-	defer j.set.lockNames(nameIn{f.t, f.rel})()
+	defer j.lockNames(nameIn{f.t, f.rel})()
 	now, ok, err := j.look(f.t, int(dir.Fd()), base)
 	if err != nil {
 		return err
@@ -683,7 +694,6 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	if f.t != j.home {
 		u.balance = j.ownerOf(fd)
 	}
-	j.balance.begin()
 	var now, named entry
 	leave := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK || fstat(u.file, &now) != nil
 	if !leave {
@@ -710,6 +720,7 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	u.stage = stage
 	if u.balance != nil {
 		u.charged = quota{now.size, 1}
+		u.balance.take(now.size, 1) // a sweep does not count staging files
 	}
 	if result == "kept as a partial" && !u.fit() {
 		result = "removed: over quota"
@@ -728,10 +739,19 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 // quota it counts against. In a home everything is its user's.
 const shareOwnerXattr = "user.berth.owner"
 
+// birth is when a file was made, in Unix nanoseconds; 0 if its disk cannot tell.
+func birth(f *os.File) int64 {
+	var st unix.Statx_t
+	if unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st) != nil || st.Mask&unix.STATX_BTIME == 0 {
+		return 0
+	}
+	return st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+}
+
 // balanceOf is whose quota the name in dir counts against; nil: nobody's, as
 // for what was put into a share by other means.
 func (j *jail) balanceOf(t *tree, dir int, base string) *balance {
-	if t == j.home || j.balance == nil {
+	if t == j.home {
 		return j.balance
 	}
 	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -749,7 +769,7 @@ func (j *jail) ownerOf(fd int) *balance {
 	if err != nil {
 		return nil
 	}
-	if string(name[:n]) == j.key.user {
+	if j.balance != nil && string(name[:n]) == j.key.user {
 		return j.balance
 	}
 	return j.set.ledger.user(string(name[:n]))
@@ -759,10 +779,29 @@ func (j *jail) ownerOf(fd int) *balance {
 // returns whose quota it counts against then: nobody's in a share whose disk
 // cannot keep the owner.
 func (j *jail) own(t *tree, fd int) *balance {
-	if t != j.home && j.balance != nil && unix.Fsetxattr(fd, shareOwnerXattr, []byte(j.key.user), 0) != nil {
+	switch {
+	case t == j.home:
+		return j.balance
+	case j.balance == nil:
+		unix.Fremovexattr(fd, shareOwnerXattr)
+		return nil
+	case unix.Fsetxattr(fd, shareOwnerXattr, []byte(j.key.user), 0) != nil:
 		return nil
 	}
 	return j.balance
+}
+
+// ownName is own for a name in dir.
+func (j *jail) ownName(t *tree, dir int, base string) *balance {
+	if t == j.home {
+		return j.balance
+	}
+	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	return j.own(t, fd)
 }
 
 // stored is what a name in dir takes of whose quota.
@@ -797,7 +836,7 @@ func (j *jail) look(t *tree, dir int, base string) (s stored, ok bool, err error
 
 // gone gives back what a name took that no longer exists. An inode with more
 // names is still somebody's, but each name counted by itself.
-func (s *stored) gone() { s.balance.add(-s.counted(), -1) }
+func (s *stored) gone() { s.balance.drop(s.counted(), 1) }
 
 // dropPartial removes what is kept aside of uploads to base.
 func (j *jail) dropPartial(t *tree, dir int, base string) {
@@ -821,27 +860,22 @@ func (j *jail) mkdir(p string) error {
 	if unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
 		return errExists // rather than "over quota"
 	}
-	j.balance.begin()
-	defer j.balance.end()
 	if err := j.reserve(0, 1); err != nil {
 		return err
 	}
+	t, rel := j.locate(p)
+	defer j.lockNames(nameIn{t, rel})()
 	if err := unix.Mkdirat(int(dir.Fd()), base, 0o777); err != nil {
-		j.balance.add(0, -1)
+		j.balance.unreserve(0, 1)
 		if err == unix.EEXIST {
 			return errExists
 		}
 		return err
 	}
-	if t, _ := j.locate(p); t != j.home {
-		owner := (*balance)(nil)
-		if fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
-			owner = j.own(t, fd)
-			unix.Close(fd)
-		}
-		if owner == nil {
-			j.balance.add(0, -1)
-		}
+	if j.ownName(t, int(dir.Fd()), base) == j.balance {
+		j.balance.land(quota{0, 1}, quota{0, 1}, quota{})
+	} else {
+		j.balance.unreserve(0, 1)
 	}
 	return nil
 }
@@ -869,6 +903,26 @@ func (j *jail) reserve(bytes, files int64) error {
 	return nil
 }
 
+// ensure is reserve without taking anything: it tells whether there is room, and
+// makes it.
+func (j *jail) ensure(bytes, files int64) error {
+	for {
+		_, _, known := j.balance.usage()
+		if j.balance == nil || known && j.balance.has(j.key.quota, bytes, files) {
+			return nil
+		}
+		if known && j.rotate && j.set.makeRoom != nil {
+			if err := j.set.makeRoom(j, bytes, files); err == nil {
+				return nil
+			}
+		}
+		if err := j.reserve(bytes, files); err != nil {
+			return err
+		}
+		j.balance.unreserve(bytes, files)
+	}
+}
+
 // remove deletes a file, a link or a special file, not a directory, and what
 // is left of an interrupted upload over it.
 func (j *jail) remove(p string) error {
@@ -878,7 +932,7 @@ func (j *jail) remove(p string) error {
 	}
 	defer dir.Close()
 	t, rel := j.locate(p)
-	defer j.set.lockNames(nameIn{t, rel})()
+	defer j.lockNames(nameIn{t, rel})()
 	return j.unlink(t, int(dir.Fd()), base)
 }
 
@@ -908,7 +962,7 @@ func (j *jail) rmdir(p string) error {
 	}
 	defer dir.Close()
 	t, rel := j.locate(p)
-	defer j.set.lockNames(nameIn{t, rel})()
+	defer j.lockNames(nameIn{t, rel})()
 	old, _, _ := j.look(t, int(dir.Fd()), base)
 	err = unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
 	if err == unix.ENOTEMPTY || err == unix.EEXIST {
@@ -971,8 +1025,6 @@ func (j *jail) rename(from, to string, replace bool) error {
 	defer td.Close()
 	ft, frel := j.locate(from)
 	tt, trel := j.locate(to)
-	j.balance.begin()
-	defer j.balance.end()
 	for {
 		short, err := j.renameLocked(nameIn{ft, frel}, int(fd.Fd()), fb, nameIn{tt, trel}, int(td.Fd()), tb, replace)
 		if short == (quota{}) {
@@ -982,14 +1034,14 @@ func (j *jail) rename(from, to string, replace bool) error {
 		if err := j.reserve(short.bytes, short.files); err != nil {
 			return err
 		}
-		j.balance.add(-short.bytes, -short.files)
+		j.balance.unreserve(short.bytes, short.files)
 	}
 }
 
 // renameLocked is one try at rename. short is what the user's quota has no room
 // for, if that was in the way.
 func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, tb string, replace bool) (short quota, err error) {
-	defer j.set.lockNames(from, to)()
+	defer j.lockNames(from, to)()
 	moved, ok, err := j.look(from.t, fd, fb)
 	if err != nil {
 		return short, err
@@ -1007,50 +1059,54 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 	if exists && old.id() == moved.id() {
 		return short, nil // two names of one file: rename(2) leaves both
 	}
-	// Into a home or a share of his own a file comes at the user's expense.
+	// Into a home, or a share, a file comes at the expense of who brings it.
 	pays := moved.balance
 	if from.t != to.t {
 		pays = j.balance
 	}
+	lost := quota{}
+	if exists && old.balance == pays {
+		lost = quota{old.counted(), 1}
+	}
+	need := quota{}
 	if pays != moved.balance {
-		need := quota{moved.counted(), 1}
-		if exists && old.balance == pays {
-			need = quota{max(need.bytes-old.counted(), 0), 0}
-		}
+		need = quota{max(moved.counted()-lost.bytes, 0), 1 - lost.files}
 		if err := pays.reserve(j.key.quota, need.bytes, need.files); err != nil {
 			return need, err
 		}
-		defer func() { // the real change, below, includes it
-			pays.add(-need.bytes, -need.files)
-		}()
 	}
 	flags := uint(0)
 	if moved.isDir() || !replace {
 		flags = unix.RENAME_NOREPLACE // rename(2) would replace an empty directory
 	}
-	err = renameat(fd, fb, td, tb, flags)
-	if err == unix.EEXIST || err == unix.ENOTEMPTY {
-		return short, errExists
-	}
-	if err != nil {
+	if err = renameat(fd, fb, td, tb, flags); err != nil {
+		pays.unreserve(need.bytes, need.files)
+		if err == unix.EEXIST || err == unix.ENOTEMPTY {
+			err = errExists
+		}
 		return short, err
 	}
-	if pays != moved.balance {
+	switch {
+	case moved.isDir():
+		pays.shift(-1)
+	case pays == moved.balance:
+		pays.shift(moved.counted())
+		if exists {
+			old.gone()
+		}
+	default:
 		moved.gone()
-		pays.add(moved.counted(), 1)
-	}
-	if from.t != to.t && to.t != j.home {
-		owner := (*balance)(nil)
-		if f, err := unix.Openat(td, tb, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
-			owner = j.own(to.t, f)
-			unix.Close(f)
+		if from.t != to.t && j.ownName(to.t, td, tb) != pays { // on a disk that cannot keep the owner
+			pays.land(need, quota{}, lost)
+		} else {
+			pays.land(need, quota{moved.counted(), 1}, lost)
 		}
-		if owner == nil {
-			pays.add(-moved.counted(), -1)
+		if exists && old.balance != pays {
+			old.gone()
 		}
 	}
-	if exists {
-		old.gone()
+	if pays == moved.balance && from.t != to.t && j.ownName(to.t, td, tb) != pays {
+		pays.drop(moved.counted(), 1) // to a disk that cannot keep the owner
 	}
 	if !moved.isDir() {
 		j.dropPartial(to.t, td, tb) // of the content that is gone now
@@ -1154,8 +1210,12 @@ func (j *jail) chmod(p string, mode uint32) error {
 		return err
 	}
 	defer f.Close()
-	if t, rel := j.locate(p); rel == "." && t != j.home {
+	t, rel := j.locate(p)
+	if rel == "." && t != j.home {
 		return errShareRoot
+	}
+	if t != j.home {
+		mode |= 0o400 // or berth could not tell any more whose quota it counts against
 	}
 	return unix.Fchmod(int(f.Fd()), mode&0o777)
 }

@@ -10,10 +10,10 @@
 package main
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"errors"
-	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"os"
@@ -84,7 +84,9 @@ type sweep struct {
 	undated      []found // files of a time when the clock was not set
 	old          oldest  // a heap, the youngest first
 	asides       int     // partials kept aside, over or not
-	firstFile    int64   // mtime of the oldest file, in Unix seconds; 0: none
+	firstFile    int64   // mtime of the oldest file whose time is not over, in Unix seconds; 0: none
+	spare        quota   // what the files take that rotation may remove
+	unseen       bool    // something could not be looked at
 	truncated    bool    // there was more to do than the lists hold
 	seen         int
 }
@@ -137,7 +139,7 @@ func (s *sweep) walk(t *tree) error {
 				return err
 			}
 			if !errors.Is(err, unix.ENOENT) { // else it went meanwhile
-				s.j.set.log().Warn("directory not counted", "user", s.j.key.user, "path", rel, "error", err)
+				s.uncounted(rel, err)
 			}
 			continue
 		}
@@ -150,6 +152,11 @@ func (s *sweep) walk(t *tree) error {
 	return nil
 }
 
+func (s *sweep) uncounted(rel string, err error) {
+	s.unseen = true
+	s.j.set.log().Warn("directory not counted", "user", s.j.key.user, "path", rel, "error", err)
+}
+
 // visit looks at each name of one directory.
 func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]string) error {
 	d := int(dir.Fd())
@@ -160,10 +167,10 @@ func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("read %q: %w", rel, err)
+		if err != nil && err != unix.ENOENT { // else it was removed meanwhile
+			s.uncounted(rel, err)
 		}
-		if n <= 0 {
+		if err != nil || n == 0 {
 			return nil
 		}
 		for rest := buf[:n]; len(rest) > 0; {
@@ -191,21 +198,22 @@ func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]
 			if isDir {
 				*pending = append(*pending, path.Join(rel, name))
 			}
-			if mine || s.j.balance != nil && s.j.balanceOf(t, d, name) == s.j.balance {
+			// A staging file is in the ledger by what is reserved for it.
+			if !stage && (mine || s.j.balance != nil && s.j.balanceOf(t, d, name) == s.j.balance) {
 				s.files++
 				if isFile {
-					s.bytes += st.Size
+					s.bytes = addSat(s.bytes, st.Size)
 				}
 			}
 			if isFile {
-				s.note(t, rel, name, &st, stage, aside)
+				s.note(t, d, rel, name, &st, stage, aside)
 			}
 		}
 	}
 }
 
 // note puts a file on the list of what is to be done about it, if anything is.
-func (s *sweep) note(t *tree, rel, name string, st *unix.Stat_t, stage, aside bool) {
+func (s *sweep) note(t *tree, dir int, rel, name string, st *unix.Stat_t, stage, aside bool) {
 	f := found{t: t, id: fileID{uint64(st.Dev), st.Ino}, size: st.Size, sec: int64(st.Mtim.Sec), nsec: int64(st.Mtim.Nsec)}
 	list := func(to *[]found) {
 		if len(*to) >= sweepList {
@@ -225,21 +233,25 @@ func (s *sweep) note(t *tree, rel, name string, st *unix.Stat_t, stage, aside bo
 		}
 	case t != s.j.home: // what lies in a share is not one user's to remove
 	default:
-		if f.sec < clockUnset && int64(st.Ctim.Sec) < clockUnset {
-			list(&s.undated)
-			return
-		}
-		if s.firstFile == 0 || f.sec < s.firstFile {
-			s.firstFile = f.sec
-		}
-		if f.before(s.expireBefore) {
-			list(&s.expired)
-		}
-		if s.oldest > 0 && (len(s.old) < s.oldest || f.before(time.Unix(s.old[0].sec, s.old[0].nsec))) {
-			f.rel = path.Join(rel, name)
-			if heap.Push(&s.old, f); len(s.old) > s.oldest {
-				heap.Pop(&s.old)
+		// All that rotation could remove, not only what fits into the heap: it
+		// begins only if that is enough.
+		if s.oldest > 0 && !s.j.set.used(f.id) && !isPartial(dir, name) {
+			s.spare.bytes = addSat(s.spare.bytes, f.size)
+			s.spare.files++
+			if len(s.old) < s.oldest || f.before(time.Unix(s.old[0].sec, s.old[0].nsec)) {
+				f.rel = path.Join(rel, name)
+				if heap.Push(&s.old, f); len(s.old) > s.oldest {
+					heap.Pop(&s.old)
+				}
 			}
+		}
+		switch {
+		case f.sec < clockUnset && int64(st.Ctim.Sec) < clockUnset:
+			list(&s.undated)
+		case f.before(s.expireBefore):
+			list(&s.expired)
+		case s.firstFile == 0 || f.sec < s.firstFile:
+			s.firstFile = f.sec
 		}
 	}
 }
@@ -326,17 +338,22 @@ func (h *housekeeper) adopt() {
 }
 
 func (h *housekeeper) plan(u *user) {
-	var st unix.Stat_t
-	if unix.Stat(u.Home, &st) != nil {
+	dir, err := os.Open(u.Home)
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	var home entry
+	if fstat(dir, &home) != nil {
 		return
 	}
 	now := time.Now()
-	later := h.config().Transfer.PartialTTL.std()
+	later := cmp.Or(h.config().Transfer.PartialTTL.std(), countEvery)
 	if u.Expire > 0 {
 		later = min(later, sweepMin)
 	}
 	if u.Quota != "filesystem" {
-		b := h.ledger.open(u.Name, u.Home, fileID{uint64(st.Dev), st.Ino}, false)
+		b := h.ledger.open(u.Name, u.Home, home.id(), birth(dir), false)
 		b.mu.Lock()
 		if !b.exact {
 			later = 0
@@ -419,7 +436,7 @@ func (h *housekeeper) watchClock(now time.Time) {
 func (h *housekeeper) save(clean bool) {
 	homes := map[string]bool{}
 	for _, u := range h.users() {
-		homes[u.Home] = u.Quota != "filesystem"
+		homes[u.Home] = homes[u.Home] || u.Quota != "filesystem"
 	}
 	if err := h.ledger.save(func(home string) bool { return homes[home] }, clean); err != nil {
 		h.log.Error("the quota ledger cannot be written; after a crash homes are counted from older figures", "error", err)
@@ -469,6 +486,9 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 		return was, is, err
 	}
 	defer h.jails.leave(j)
+	h.mu.Lock()
+	delete(h.due, u.Name) // what enter asks for is done here
+	h.mu.Unlock()
 	started := time.Now()
 	s := &sweep{j: j, pace: func() error { return h.pause(background) }}
 	ttl := h.config().Transfer.PartialTTL.std()
@@ -497,13 +517,18 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 			running++
 		}
 	}
+	stuck := false
 	for i := range s.partials {
-		if f := &s.partials[i]; j.removeFound(f, false) == nil {
+		if f := &s.partials[i]; j.removeFound(f, false) != nil {
+			stuck = true
+		} else {
 			h.log.Info("partial removed", "user", u.Name, "path", f.rel, "bytes", f.size, "result", "older than partial_ttl")
 		}
 	}
 	for i := range s.expired {
-		if f := &s.expired[i]; j.removeFound(f, false) == nil {
+		if f := &s.expired[i]; j.removeFound(f, false) != nil {
+			stuck = true // being read, most likely
+		} else {
 			h.log.Info("file removed", "user", u.Name, "path", "/"+f.rel, "bytes", f.size, "modified", time.Unix(f.sec, f.nsec).UTC(), "result", "expired")
 		}
 	}
@@ -530,8 +555,14 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 	if running > 0 {
 		soon(recountMin) // should its berth die, and not be this one
 	}
-	if s.asides > 0 {
+	if s.asides > 0 && ttl > 0 {
 		soon(min(max(ttl/8, sweepMin), sweepMax))
+	}
+	if stuck {
+		soon(recountMin)
+	}
+	if quiet := time.Until(h.quietUntil); quiet > 0 {
+		next = max(next, quiet)
 	}
 	h.attend(u.Name, time.Now().Add(next))
 	return was, is, nil
@@ -546,7 +577,7 @@ func (s *sweep) count() (was, is ledgerEntry, err error) {
 	if err := s.run(); err != nil {
 		return was, is, err
 	}
-	was, is = s.j.balance.settle(m, s.bytes, s.files)
+	was, is = s.j.balance.settle(m, s.bytes, s.files, !s.unseen)
 	return was, is, nil
 }
 
@@ -602,7 +633,7 @@ func (h *housekeeper) makeRoom(j *jail, bytes, files int64) error {
 			}
 			list := h.candidates[id]
 			if len(list) == 0 {
-				if walked && len(list) == 0 {
+				if walked {
 					return errNothingOld
 				}
 				walked = true
@@ -610,15 +641,12 @@ func (h *housekeeper) makeRoom(j *jail, bytes, files int64) error {
 				if err := s.walk(j.home); err != nil {
 					return err
 				}
-				all := len(s.old) < keptOldest
+				if !j.balance.has(q, bytes-s.spare.bytes, files-s.spare.files) {
+					return errNothingOld
+				}
 				list = make([]found, len(s.old))
-				sum := int64(0)
 				for i := len(list) - 1; i >= 0; i-- {
 					list[i] = heap.Pop(&s.old).(found)
-					sum += list[i].size
-				}
-				if all && !j.balance.has(q, bytes-sum, files-int64(len(list))) {
-					return errNothingOld
 				}
 				h.candidates[id] = list
 				continue

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,10 +36,6 @@ const (
 	ledgerLock     = "ledger.lock" // flock(2)ed by the berth that writes it
 	ledgerVersion  = 1
 	maxLedgerBytes = 64 << 20 // far above what 100,000 users take
-
-	// writeAhead is the most that one upload may have reserved and not yet
-	// written: a pipe's or a buffer's worth.
-	writeAhead = pipeSize
 )
 
 // A quota is what a user may store. 0 is no limit.
@@ -87,22 +84,28 @@ type balance struct {
 	ledger *ledger
 	home   string
 	id     fileID
+	born   int64
 
 	mu           sync.Mutex
 	bytes, files int64
-	// moved grows with every change, whichever way: how far a count of the disk
-	// made meanwhile can be off.
-	moved, movedFiles int64
-	busy              int32         // uploads and changes of names that are going on
-	known             bool          // false: bytes and files are only what changed since the start
-	exact             bool          // they are what is on the disk, as far as berth's own doing goes
-	counted           chan struct{} // closed once known; nil if nobody waits
+	// Of these, what is reserved and not yet below a name that a count of the disk
+	// looks at: staging files, and directories about to be made.
+	inflight quota
+	// moved grows with every change that a count can see before or after it was
+	// noted here: how far a count made meanwhile can be off.
+	moved   quota
+	shaken  uint32        // changes whose size nobody knows: a count made meanwhile is worth nothing
+	busy    int32         // changes of names that are just going on
+	known   bool          // false: bytes and files are only what changed since the start
+	exact   bool          // they are what is on the disk, as far as berth's own doing goes
+	counted chan struct{} // closed once known; nil if nobody waits
 }
 
 // ledgerEntry is one balance as it is kept.
 type ledgerEntry struct {
 	Home  string `json:"home"`
-	Inode uint64 `json:"inode"` // another directory in the home's place is counted anew
+	Inode uint64 `json:"inode"` // another directory in the home's place is counted anew,
+	Born  int64  `json:"born"`  // also one with the same number: Unix nanoseconds, 0 if the disk cannot tell
 	Bytes int64  `json:"bytes"`
 	Files int64  `json:"files"`
 	Exact bool   `json:"exact"`
@@ -131,6 +134,12 @@ func newLedger(dir string, log *slog.Logger) *ledger {
 	if l.lock == nil {
 		log.Warn("the quota ledger is another berth's; homes are counted, and nothing is kept", "dir", dir, "error", err)
 		return l
+	}
+	// What a crash left of writing it.
+	if left, err := filepath.Glob(filepath.Join(dir, newFilePrefix+"*")); err == nil {
+		for _, name := range left {
+			os.Remove(name)
+		}
 	}
 	entries, clean, err := readLedger(filepath.Join(dir, ledgerName))
 	switch {
@@ -201,7 +210,7 @@ func (l *ledger) save(wanted func(home string) bool, clean bool) error {
 	for _, a := range l.homes {
 		a.mu.Lock()
 		if a.known && wanted(a.home) {
-			entries = append(entries, ledgerEntry{Home: a.home, Inode: a.id.ino, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.busy == 0})
+			entries = append(entries, ledgerEntry{Home: a.home, Inode: a.id.ino, Born: a.born, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.inflight == (quota{})})
 		}
 		a.mu.Unlock()
 	}
@@ -240,20 +249,24 @@ func (l *ledger) close() {
 	}
 }
 
-// open is the balance of user's home, which is the directory id. fresh tells
-// that it was made just now, and so holds nothing.
-func (l *ledger) open(user, home string, id fileID, fresh bool) *balance {
+// open is the balance of user's home, which is the directory id, born at that
+// time. fresh tells that it was made just now, and so holds nothing.
+func (l *ledger) open(user, home string, id fileID, born int64, fresh bool) *balance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := l.homes[id]
+	if a != nil && (fresh || a.born != born) {
+		delete(l.homes, id) // the directory is another one, under the old one's number
+		a = nil
+	}
 	if a == nil {
-		a = &balance{ledger: l, home: home, id: id}
+		a = &balance{ledger: l, home: home, id: id, born: born}
 		e, kept := l.past[home]
 		delete(l.past, home)
 		switch {
 		case fresh:
 			a.known, a.exact = true, true
-		case kept && e.Inode == id.ino:
+		case kept && e.Inode == id.ino && e.Born == born:
 			a.known, a.bytes, a.files = true, e.Bytes, e.Files
 			a.exact = l.clean && e.Exact
 		}
@@ -266,7 +279,7 @@ func (l *ledger) open(user, home string, id fileID, fresh bool) *balance {
 			for _, b := range l.users {
 				used = used || b == old
 			}
-			if !used {
+			if !used && l.homes[old.id] == old {
 				delete(l.homes, old.id)
 			}
 		}
@@ -286,7 +299,8 @@ func (l *ledger) user(name string) *balance {
 
 // reserve charges bytes and files if q has room for both, else it charges
 // nothing: a *quotaError, or errCounting. Nothing that is written comes before
-// its reservation, so no order of events takes anybody over his quota.
+// its reservation, so no order of events takes anybody over his quota. What is
+// reserved either lands or is given back by unreserve.
 func (b *balance) reserve(q quota, bytes, files int64) error {
 	if b == nil {
 		return nil
@@ -297,40 +311,103 @@ func (b *balance) reserve(q quota, bytes, files int64) error {
 		if !b.known {
 			return errCounting
 		}
-		if q.bytes > 0 && bytes > 0 && bytes > q.bytes-b.bytes {
-			return &quotaError{bytes: bytes, files: files, left: max(q.bytes-b.bytes, 0)}
-		}
-		if q.files > 0 && files > 0 && files > q.files-b.files {
-			return &quotaError{bytes: bytes, files: files, left: max(q.bytes-b.bytes, 0), full: true}
+		if !b.room(q, bytes, files) {
+			left := max(q.bytes-b.bytes, 0)
+			return &quotaError{bytes: bytes, files: files, left: left, full: q.bytes <= 0 || bytes <= left}
 		}
 	}
+	b.inflight.bytes += bytes
+	b.inflight.files += files
 	b.change(bytes, files)
 	return nil
+}
+
+// room needs mu.
+func (b *balance) room(q quota, bytes, files int64) bool {
+	return (q.bytes <= 0 || bytes <= 0 || bytes <= q.bytes-b.bytes) && (q.files <= 0 || files <= 0 || files <= q.files-b.files)
 }
 
 // has tells whether reserve would find room.
 func (b *balance) has(q quota, bytes, files int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return (q.bytes <= 0 || bytes <= 0 || bytes <= q.bytes-b.bytes) && (q.files <= 0 || files <= 0 || files <= q.files-b.files)
+	return b.room(q, bytes, files)
 }
 
-// add charges what is there already, or, negative, gives back what is gone.
-func (b *balance) add(bytes, files int64) {
-	if b == nil || bytes == 0 && files == 0 {
-		return
+// unreserve gives back what was reserved and has not landed.
+func (b *balance) unreserve(bytes, files int64) {
+	b.update(func() {
+		b.inflight.bytes -= bytes
+		b.inflight.files -= files
+		b.change(-bytes, -files)
+	})
+}
+
+// land tells that for what was reserved there is a name now, which takes has, in
+// the place of one that took lost.
+func (b *balance) land(reserved, has, lost quota) {
+	b.update(func() {
+		b.inflight.bytes -= reserved.bytes
+		b.inflight.files -= reserved.files
+		b.change(has.bytes-reserved.bytes-lost.bytes, has.files-reserved.files-lost.files)
+		b.move(has.bytes+lost.bytes, has.files+lost.files)
+	})
+}
+
+// lift tells that what a name took is reserved for an upload now.
+func (b *balance) lift(bytes, files int64) {
+	b.update(func() {
+		b.inflight.bytes += bytes
+		b.inflight.files += files
+		b.move(bytes, files)
+	})
+}
+
+// take reserves, whatever the quota says, for what is on the disk already and
+// was in no count.
+func (b *balance) take(bytes, files int64) {
+	b.update(func() {
+		b.inflight.bytes += bytes
+		b.inflight.files += files
+		b.change(bytes, files)
+	})
+}
+
+// drop tells that a name is gone, with what it took.
+func (b *balance) drop(bytes, files int64) {
+	b.update(func() {
+		b.change(-bytes, -files)
+		b.move(bytes, files)
+	})
+}
+
+// shift tells that a name has become another one. bytes is below 0 if nobody
+// knows how much is below it.
+func (b *balance) shift(bytes int64) {
+	b.update(func() {
+		if bytes < 0 {
+			b.shaken++
+		}
+		b.move(max(bytes, 0), 1)
+	})
+}
+
+func (b *balance) update(fn func()) {
+	if b != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		fn()
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.change(bytes, files)
 }
 
-// change needs mu.
+func (b *balance) move(bytes, files int64) {
+	b.moved.bytes = addSat(b.moved.bytes, bytes)
+	b.moved.files += files
+}
+
 func (b *balance) change(bytes, files int64) {
-	b.bytes += bytes
+	b.bytes = addSat(b.bytes, bytes)
 	b.files += files
-	b.moved += max(bytes, -bytes)
-	b.movedFiles += max(files, -files)
 	if b.known && (b.bytes < 0 || b.files < 0) {
 		// Something outside of berth added what is removed here. The next count
 		// tells how much is left of it.
@@ -341,22 +418,22 @@ func (b *balance) change(bytes, files int64) {
 	}
 }
 
-// begin and end frame what changes names or has something reserved.
-func (b *balance) begin() {
-	if b != nil {
-		b.mu.Lock()
-		b.busy++
-		b.mu.Unlock()
+// addSat adds, and stays within int64: sparse files can be as long as they like.
+func addSat(a, b int64) int64 {
+	switch sum := a + b; {
+	case b > 0 && sum < a:
+		return math.MaxInt64
+	case b < 0 && sum > a:
+		return math.MinInt64
+	default:
+		return sum
 	}
 }
 
-func (b *balance) end() {
-	if b != nil {
-		b.mu.Lock()
-		b.busy--
-		b.mu.Unlock()
-	}
-}
+// begin and end frame a change of names, from before the disk has it until it is
+// noted here.
+func (b *balance) begin() { b.update(func() { b.busy++ }) }
+func (b *balance) end()   { b.update(func() { b.busy-- }) }
 
 // usage tells what is stored; known is false while it is first being counted.
 func (b *balance) usage() (bytes, files int64, known bool) {
@@ -405,36 +482,42 @@ func (b *balance) wait(d time.Duration) error {
 
 // countMark is where a balance stood when a count of its home began.
 type countMark struct {
-	moved, movedFiles int64
-	busy              int32
+	moved  quota
+	shaken uint32
 }
 
 func (b *balance) mark() countMark {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return countMark{moved: b.moved, movedFiles: b.movedFiles, busy: b.busy}
+	return countMark{moved: b.moved, shaken: b.shaken}
 }
 
-// settle takes over what a count found that began at m, and tells what the
-// ledger had and has. A count of a quiet home is the truth. While something was
-// going on, the truth lies as far from the count, either way, as things moved
-// meanwhile: what the ledger has stays if it lies within, and else goes to the
-// near end. So the ledger never drifts further than a count is long, and the
-// first quiet count mends it wholly.
-func (b *balance) settle(m countMark, bytes, files int64) (was, is ledgerEntry) {
+// settle takes over what a count found that began at m, of everything but
+// staging files, and tells what the ledger had and has. A count of a quiet home
+// is the truth. While names changed, the truth lies as far from the count, either
+// way, as things moved meanwhile: what the ledger has stays if it lies within,
+// and else goes to the near end. So the ledger never drifts further than a count
+// is long, and the first quiet count mends it wholly. whole is false for a count
+// that could not look everywhere.
+func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is ledgerEntry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was = ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}
-	off := b.moved - m.moved + writeAhead*int64(max(m.busy, b.busy))
-	offFiles := b.movedFiles - m.movedFiles + int64(max(m.busy, b.busy))
-	if !b.known {
+	sound := whole && b.shaken == m.shaken && b.busy == 0
+	off := quota{b.moved.bytes - m.moved.bytes, b.moved.files - m.moved.files}
+	landed := quota{b.bytes - b.inflight.bytes, b.files - b.inflight.files}
+	switch {
+	case !b.known:
 		// Up to now only changes were kept; what they changed is in the count.
-		b.bytes, b.files = bytes, files
+		landed = quota{bytes, files}
+	case sound:
+		landed.bytes = min(max(landed.bytes, addSat(bytes, -off.bytes)), addSat(bytes, off.bytes))
+		landed.files = min(max(landed.files, files-off.files), files+off.files)
 	}
-	b.bytes = max(min(max(b.bytes, bytes-off), bytes+off), 0)
-	b.files = max(min(max(b.files, files-offFiles), files+offFiles), 0)
+	b.bytes = addSat(max(landed.bytes, 0), b.inflight.bytes)
+	b.files = max(landed.files, 0) + b.inflight.files
 	b.known = true
-	b.exact = off == 0 && offFiles == 0
+	b.exact = sound && off == quota{}
 	if b.counted != nil {
 		close(b.counted)
 		b.counted = nil

@@ -549,9 +549,12 @@ func shellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
+// newFilePrefix begins the names of files that writeFileAtomic is writing.
+const newFilePrefix = reservedPrefix + "new-"
+
 // writeFileAtomic replaces a small file: a reader sees the old or the new.
 func writeFileAtomic(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".berth-new-")
+	f, err := os.CreateTemp(filepath.Dir(path), newFilePrefix)
 	if err != nil {
 		return err
 	}

@@ -440,13 +440,13 @@ func snapshot(t testing.TB, dir string) string {
 	t.Helper()
 	var s strings.Builder
 	err := filepath.Walk(dir, func(p string, info os.FileInfo, err error) error {
+		if base := filepath.Base(p); filepath.Base(filepath.Dir(p)) == "state" && (strings.HasPrefix(base, ledgerName) || strings.HasPrefix(base, newFilePrefix)) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		rel, _ := filepath.Rel(dir, p)
-		if base := filepath.Base(p); filepath.Base(filepath.Dir(p)) == "state" && (strings.HasPrefix(base, ledgerName) || strings.HasPrefix(base, ".berth-new-")) {
-			return nil
-		}
 		fmt.Fprintf(&s, "%q %v", rel, info.Mode())
 		if info.Mode().IsRegular() {
 			data, err := os.ReadFile(p)

@@ -74,7 +74,9 @@ type upload struct {
 	resumed bool   // the staging file was a marked partial
 	kind    uploadKind
 	done    bool
-	unuse   func() // of the old file; nil if there is none
+	group   *syncGroup // who shares the cost of stable storage; nil if it is not durable
+	written int64      // bytes that the group counts as not there yet
+	unuse   func()     // of the old file; nil if there is none
 
 	// What the ledger has been charged for this upload, and what of the old file
 	// need not be, because it will be gone: a replaced file is charged for its
@@ -136,7 +138,9 @@ func (j *jail) create(p string, kind uploadKind, offset int64, durable bool) (*u
 	u := &upload{jail: j, dir: dir, base: base, kind: kind, durable: durable}
 	u.tree, u.rel = j.locate(p)
 	u.balance = j.balance
-	j.balance.begin()
+	if durable {
+		u.group = j.set.syncs.join(u.tree)
+	}
 	if err := u.begin(offset); err != nil {
 		u.discard()
 		return nil, err
@@ -223,7 +227,7 @@ func (u *upload) createStage() error {
 	// left, whichever berth looks. A disk without locks does without.
 	unix.Flock(fd, unix.LOCK_EX)
 	if owner := u.jail.own(u.tree, fd); owner != u.balance {
-		u.balance.add(-u.charged.bytes, -u.charged.files)
+		u.balance.unreserve(u.charged.bytes, u.charged.files)
 		u.balance, u.charged, u.credit = owner, quota{}, quota{}
 	}
 	if u.old.isFile() {
@@ -261,7 +265,7 @@ func (u *upload) adopt(name string, offset int64) error {
 	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
 		return errBusy
 	}
-	defer u.jail.set.lockNames(nameIn{u.tree, u.rel})()
+	defer u.jail.lockNames(nameIn{u.tree, u.rel})()
 	var mine entry
 	if err := fstat(f, &mine); err != nil {
 		return err
@@ -279,20 +283,30 @@ func (u *upload) adopt(name string, offset int64) error {
 	if _, err := unix.Seek(fd, 0, io.SeekEnd); err != nil {
 		return err
 	}
-	if now.balance != u.balance { // somebody else's, in a share
+	others := now.balance != u.balance // in a share
+	if others {
 		if err := u.balance.reserve(u.jail.key.quota, mine.size, 1); err != nil {
 			return err
 		}
-		now.gone()
-		if owner := u.jail.own(u.tree, fd); owner == nil {
-			u.balance.add(-mine.size, -1)
-			u.balance = nil
-		}
 	}
-	u.charged = quota{mine.size, 1}
 	stage := u.jail.set.stageName(uploadResumed, u.base)
 	if err := renameat(d, name, d, stage, unix.RENAME_NOREPLACE); err != nil {
+		if others {
+			u.balance.unreserve(mine.size, 1)
+		}
 		return err
+	}
+	switch {
+	case !others:
+		u.balance.lift(mine.size, 1)
+		u.charged = quota{mine.size, 1}
+	case u.jail.own(u.tree, fd) == u.balance:
+		now.gone()
+		u.charged = quota{mine.size, 1}
+	default:
+		now.gone()
+		u.balance.unreserve(mine.size, 1)
+		u.balance = nil
 	}
 	u.file, u.stage = f, stage
 	u.start, u.size, u.resumed = offset, offset, true
@@ -322,7 +336,7 @@ func (u *upload) copyPrefix(n int64) error {
 		return err
 	}
 	got, err := u.file.ReadFrom(&io.LimitedReader{R: src, N: n}) // copy_file_range(2)
-	u.size = got
+	u.wrote(got)
 	if err != nil {
 		return err
 	}
@@ -359,11 +373,7 @@ func (u *upload) announced(size int64) error {
 	if u.balance == nil || n <= 0 {
 		return nil
 	}
-	err := u.jail.reserve(n, 0)
-	if err == nil {
-		u.balance.add(-n, 0)
-	}
-	return err
+	return u.jail.ensure(n, 0)
 }
 
 // Write puts p behind what was written before, if the quota has room for it.
@@ -372,8 +382,16 @@ func (u *upload) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := u.file.Write(p)
-	u.size += int64(n)
+	u.wrote(int64(n))
 	return n, err
+}
+
+func (u *upload) wrote(n int64) {
+	u.size += n
+	if u.group != nil {
+		u.written += n
+		u.group.dirty.Add(n)
+	}
 }
 
 // drain writes n bytes that lie in a pipe, inside the kernel.
@@ -393,7 +411,7 @@ func (u *upload) drain(pipe, n int) error {
 		if m == 0 {
 			return io.ErrShortWrite
 		}
-		u.size += m
+		u.wrote(m)
 		n -= int(m)
 	}
 	return nil
@@ -415,7 +433,7 @@ func (u *upload) commit() error {
 		}
 	}
 	if u.durable {
-		if err := u.jail.set.syncFile(u.file); err != nil {
+		if err := u.syncContent(); err != nil {
 			u.discard()
 			return fmt.Errorf("fdatasync: %w", err)
 		}
@@ -441,15 +459,25 @@ func (u *upload) commit() error {
 	}
 	var err error
 	if u.durable {
-		err = u.jail.set.syncDir(u.dir)
+		err = u.group.sync(int(u.dir.Fd()), true)
 	}
 	u.end()
 	return err
 }
 
+// syncContent waits for the content on stable storage: in company, unless that
+// is much.
+func (u *upload) syncContent() error {
+	fd := int(u.file.Fd())
+	if u.size-u.start >= loneSync {
+		return syncFile(fd)
+	}
+	return u.group.sync(fd, false)
+}
+
 // take is the moment of commit: the staging file becomes the target.
 func (u *upload) take() (short quota, err error) {
-	defer u.jail.set.lockNames(nameIn{u.tree, u.rel})()
+	defer u.jail.lockNames(nameIn{u.tree, u.rel})()
 	flags := uint(0)
 	if u.kind == uploadUnique {
 		flags = unix.RENAME_NOREPLACE
@@ -472,23 +500,22 @@ func (u *upload) place(to string, flags uint) (short quota, err error) {
 	if err != nil {
 		return short, err
 	}
-	need := quota{u.size - u.charged.bytes, 1 - u.charged.files}
+	lost := quota{}
 	if exists && old.balance == u.balance {
-		need.bytes -= old.counted()
-		need.files--
+		lost = quota{old.counted(), 1}
 	}
-	more := quota{max(need.bytes, 0), max(need.files, 0)}
+	more := quota{max(u.size-u.charged.bytes-lost.bytes, 0), max(1-u.charged.files-lost.files, 0)}
 	if err := u.balance.reserve(j.key.quota, more.bytes, more.files); err != nil {
 		return more, err
 	}
 	if err := renameat(d, u.stage, d, to, flags); err != nil {
-		u.balance.add(-more.bytes, -more.files)
+		u.balance.unreserve(more.bytes, more.files)
 		return short, err
 	}
 	if exists && old.balance != u.balance {
 		old.gone()
 	}
-	u.balance.add(need.bytes-more.bytes, need.files-more.files)
+	u.balance.land(quota{u.charged.bytes + more.bytes, u.charged.files + more.files}, quota{u.size, 1}, lost)
 	u.stage, u.charged = "", quota{}
 	return short, nil
 }
@@ -511,10 +538,10 @@ func (u *upload) interrupt() {
 	if u.durable {
 		// A restart after a loss of power must not go on from bytes that the file
 		// has the length for and the disk never had.
-		u.jail.set.syncFile(u.file)
+		syncFile(int(u.file.Fd()))
 	}
 	if u.keep() == nil && u.durable {
-		u.jail.set.syncDir(u.dir)
+		syncDir(int(u.dir.Fd()))
 	}
 	u.end()
 }
@@ -559,7 +586,7 @@ func (u *upload) cut(n int64) bool {
 	}
 	u.size = n
 	if u.charged.bytes > n {
-		u.balance.add(n-u.charged.bytes, 0)
+		u.balance.unreserve(u.charged.bytes-n, 0)
 		u.charged.bytes = n
 	}
 	return true
@@ -568,7 +595,7 @@ func (u *upload) cut(n int64) bool {
 // keep gives the staging file the name of a partial.
 func (u *upload) keep() error {
 	j, d := u.jail, int(u.dir.Fd())
-	defer j.set.lockNames(nameIn{u.tree, u.rel})()
+	defer j.lockNames(nameIn{u.tree, u.rel})()
 	to := u.base
 	_, exists, err := j.look(u.tree, d, to)
 	if err != nil {
@@ -617,28 +644,19 @@ func (u *upload) end() {
 		err := unix.Unlinkat(int(u.dir.Fd()), u.stage, 0)
 		gone = err == nil || err == unix.ENOENT
 	}
-	if gone { // else a count finds it, and takes it for what a crash has left
-		u.balance.add(-u.charged.bytes, -u.charged.files)
+	if gone { // else a sweep finds it, and takes it for what a crash has left
+		u.balance.unreserve(u.charged.bytes, u.charged.files)
 	}
 	if u.file != nil {
 		u.file.Close()
 	}
 	u.dir.Close()
+	if u.group != nil {
+		u.jail.set.syncs.leave(u.group, u.written)
+	}
 	if u.unuse != nil {
 		u.unuse()
 	}
-	u.jail.balance.end()
-}
-
-// syncFile and syncDir bring content and names to stable storage.
-func (js *jailSet) syncFile(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
-
-func (js *jailSet) syncDir(dir *os.File) error {
-	err := unix.Fsync(int(dir.Fd()))
-	if err == unix.EBADF || err == unix.EINVAL {
-		return nil // a drop box opened with O_PATH, or a file system without directory sync
-	}
-	return err
 }
 
 // partialName is where what arrived of an upload over base is kept: of fixed

@@ -1,0 +1,235 @@
+// commit.go brings uploads to stable storage together: sessions that wait at the
+// same time share one flush of the file system (group commit). It is apart from
+// upload.go, which says what has to be durable before what, because it knows no
+// uploads: only descriptors, and who waits.
+//
+// A flush covers all who asked before it began: the data of some, the new names
+// of others. Who is alone has his own file or directory flushed, and nothing else.
+
+package main
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// lingerMost is the longest that a flush waits for company, and no longer than
+	// half of what the last one took: a small delay for each, for far fewer
+	// flushes in all.
+	lingerMost = 2 * time.Millisecond
+
+	// syncfs(2) writes everything that the file system has not written yet. That
+	// pays for many small files; not beside a large upload, nor where somebody
+	// else writes much, which shows by its time: then it is left off for a while.
+	syncfsDirty = 32 << 20
+	syncfsSlow  = 250 * time.Millisecond
+	syncfsPause = 30 * time.Second
+
+	// loneSync is from what size on a file is flushed by itself: it has little to
+	// share, and would keep the others waiting.
+	loneSync = 1 << 20
+)
+
+// syncGroups has one group for each file system with durable uploads on it.
+type syncGroups struct {
+	mu     sync.Mutex
+	groups map[uint64]*syncGroup // by device
+}
+
+// A syncGroup is who waits for one file system.
+type syncGroup struct {
+	dev   uint64
+	fd    int          // of the file system; open before any upload of the group was begun, so that none of their errors is missed
+	refs  atomic.Int32 // uploads that may come to wait; changed under syncGroups.mu
+	dirty atomic.Int64 // bytes they have written
+
+	mu      sync.Mutex
+	waiting []*syncWait
+	leading bool          // somebody flushes, or is about to
+	full    chan struct{} // told when everybody waits; buffered
+	took    time.Duration // by the last flush
+	slow    time.Time     // no syncfs before
+}
+
+// syncWait is one who waits. Once told by done, he either has his answer or is
+// to lead the next flush.
+type syncWait struct {
+	fd   int
+	dir  bool
+	lead bool
+	err  error
+	done chan struct{}
+}
+
+// haveSyncfs tells whether syncfs(2) reports failed writes: from Linux 5.8 on.
+var haveSyncfs = sync.OnceValue(func() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	major, minor := 0, 0
+	n := &major
+	for _, c := range u.Release {
+		if c == '.' {
+			if n == &minor {
+				break
+			}
+			n = &minor
+		} else if c < '0' || c > '9' {
+			break
+		} else {
+			*n = *n*10 + int(c-'0')
+		}
+	}
+	return major > 5 || major == 5 && minor >= 8
+})
+
+// join is called for each upload before it writes; t is where.
+func (s *syncGroups) join(t *tree) *syncGroup {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groups[t.id.dev]
+	if g == nil {
+		fd, err := unix.FcntlInt(t.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			fd = -1
+		}
+		g = &syncGroup{dev: t.id.dev, fd: fd, full: make(chan struct{}, 1)}
+		if s.groups == nil {
+			s.groups = map[uint64]*syncGroup{}
+		}
+		s.groups[g.dev] = g
+	}
+	g.refs.Add(1)
+	return g
+}
+
+// leave ends what join began, for an upload that wrote n bytes.
+func (s *syncGroups) leave(g *syncGroup, n int64) {
+	g.dirty.Add(-n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g.refs.Add(-1) == 0 {
+		delete(s.groups, g.dev)
+		if g.fd >= 0 {
+			unix.Close(g.fd)
+		}
+	}
+}
+
+// sync returns when the content of the file fd, or the names in the directory
+// fd, are on stable storage, as far as they were there when it was called.
+func (g *syncGroup) sync(fd int, dir bool) error {
+	w := &syncWait{fd: fd, dir: dir, done: make(chan struct{})}
+	g.mu.Lock()
+	g.waiting = append(g.waiting, w)
+	if g.leading {
+		if len(g.waiting) >= int(g.refs.Load()) {
+			select {
+			case g.full <- struct{}{}:
+			default:
+			}
+		}
+		g.mu.Unlock()
+		<-w.done
+		if !w.lead {
+			return w.err
+		}
+		g.mu.Lock()
+	}
+	g.leading = true
+	g.linger()
+	batch := g.waiting
+	g.waiting = nil
+	g.mu.Unlock()
+
+	g.flush(batch)
+	for _, other := range batch {
+		if other != w {
+			close(other.done)
+		}
+	}
+
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.waiting) > 0 {
+		g.waiting[0].lead = true
+		close(g.waiting[0].done)
+	} else {
+		g.leading = false
+	}
+	return w.err
+}
+
+// linger waits for others to come. It is called, and returns, with mu held.
+func (g *syncGroup) linger() {
+	most := min(g.took/2, lingerMost)
+	if len(g.waiting) >= int(g.refs.Load()) || most <= 0 {
+		return
+	}
+	select { // what an earlier one left
+	case <-g.full:
+	default:
+	}
+	g.mu.Unlock()
+	t := time.NewTimer(most)
+	select {
+	case <-g.full:
+	case <-t.C:
+	}
+	t.Stop()
+	g.mu.Lock()
+}
+
+// flush answers all of a batch.
+func (g *syncGroup) flush(batch []*syncWait) {
+	began := time.Now()
+	g.mu.Lock()
+	whole := len(batch) > 1 && g.fd >= 0 && haveSyncfs() && began.After(g.slow) && g.dirty.Load() <= syncfsDirty
+	g.mu.Unlock()
+	switch {
+	case whole:
+		err := unix.Syncfs(g.fd)
+		for _, w := range batch {
+			w.err = err
+		}
+	case len(batch) == 1:
+		batch[0].err = batch[0].flush()
+	default:
+		var wg sync.WaitGroup
+		for _, w := range batch {
+			wg.Go(func() { w.err = w.flush() })
+		}
+		wg.Wait()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.took = time.Since(began)
+	if whole && g.took > syncfsSlow {
+		g.slow = time.Now().Add(syncfsPause)
+	}
+}
+
+func (w *syncWait) flush() error {
+	if w.dir {
+		return syncDir(w.fd)
+	}
+	return syncFile(w.fd)
+}
+
+// syncFile brings a file's content, and what is needed to find it, to stable
+// storage (fdatasync(2)).
+func syncFile(fd int) error { return unix.Fdatasync(fd) }
+
+// syncDir does so for the names in a directory (fsync(2)).
+func syncDir(fd int) error {
+	err := unix.Fsync(fd)
+	if err == unix.EBADF || err == unix.EINVAL {
+		return nil // a drop box opened with O_PATH, or a file system without directory sync
+	}
+	return err
+}
