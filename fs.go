@@ -710,7 +710,7 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	case leave:
 		u.end()
 		return "", nil
-	case base == "" || kind == uploadAppend || now.size == 0:
+	case base == "" || kind == uploadCopied || now.size == 0:
 		result = "removed"
 	case boot != j.set.boot:
 		result = "removed: the machine has restarted since"
@@ -945,11 +945,13 @@ func (j *jail) unlink(t *tree, dir int, base string) error {
 	if !ok {
 		return unix.ENOENT
 	}
+	if !old.isDir() {
+		j.dropPartial(t, dir, base) // first: a crash in between must not leave it for another file
+	}
 	if err := unix.Unlinkat(dir, base, 0); err != nil {
 		return err
 	}
 	old.gone()
-	j.dropPartial(t, dir, base)
 	return nil
 }
 
@@ -1079,6 +1081,9 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 	if moved.isDir() || !replace {
 		flags = unix.RENAME_NOREPLACE // rename(2) would replace an empty directory
 	}
+	if !moved.isDir() {
+		j.dropPartial(to.t, td, tb) // of the content that is about to go
+	}
 	if err = renameat(fd, fb, td, tb, flags); err != nil {
 		pays.unreserve(need.bytes, need.files)
 		if err == unix.EEXIST || err == unix.ENOTEMPTY {
@@ -1107,9 +1112,6 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 	}
 	if pays == moved.balance && from.t != to.t && j.ownName(to.t, td, tb) != pays {
 		pays.drop(moved.counted(), 1) // to a disk that cannot keep the owner
-	}
-	if !moved.isDir() {
-		j.dropPartial(to.t, td, tb) // of the content that is gone now
 	}
 	return short, nil
 }

@@ -68,6 +68,7 @@ const (
 	codeDeniedByRule  = 534 // RFC 2228
 	codeBadProtection = 536 // RFC 2228
 	codeDenied        = 550
+	codeNotWritable   = 551
 	codeQuota         = 552
 	codeBadName       = 553
 	codeBadRestart    = 554 // RFC 1123 section 4.1.3.4
@@ -224,6 +225,8 @@ func (s *session) replyFor(err error) (int, string) {
 		return codeQuota, "Storage allocation exceeded; delete something first."
 	case errors.Is(err, syscall.ENOSPC):
 		return codeNoSpace, "The disk is full."
+	case errors.Is(err, syscall.EROFS) && (s.verb == "STOR" || s.verb == "APPE" || s.verb == "STOU"):
+		return codeNotWritable, "The disk is read-only."
 	case errors.Is(err, syscall.EROFS):
 		return codeDenied, "The disk is read-only."
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):

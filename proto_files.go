@@ -166,7 +166,7 @@ func (s *session) cmdMKD(arg string) error {
 		err = s.jail.mkdir(p)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
 	s.reply(codePath, quoted(p)+" created.")
 	return nil
@@ -178,7 +178,7 @@ func (s *session) cmdRMD(arg string) error {
 		err = s.jail.rmdir(p)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
 	s.reply(codeFileDone, "Directory removed.")
 	return nil
@@ -190,7 +190,7 @@ func (s *session) cmdDELE(arg string) error {
 		err = s.jail.remove(p)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
 	s.reply(codeFileDone, "File deleted.")
 	return nil
@@ -223,7 +223,7 @@ func (s *session) cmdRNTO(arg string) error {
 		err = s.jail.rename(from, to, replace)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(to, err)
 	}
 	s.reply(codeFileDone, "Renamed.")
 	return nil

@@ -555,9 +555,16 @@ func (s *session) uploaded(p string, u *upload) {
 func (s *session) refuseUpload(p string, err error) error {
 	if errors.As(err, new(*quotaError)) {
 		s.srv.metrics.quotaRejected(s.user.Name)
+	}
+	return s.noChange(p, err)
+}
+
+// noChange replies for something that the quota or the disk did not let happen,
+// and has the operator know why.
+func (s *session) noChange(p string, err error) error {
+	if noRoom(err) || errors.Is(err, syscall.EROFS) || errors.Is(err, errCounting) {
 		s.srv.log.Info("refused", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "verb", s.verb, "path", p, "result", err.Error())
 	}
-	s.arm.dismiss()
 	return s.fail(err)
 }
 

@@ -25,7 +25,7 @@ const (
 	//
 	//	.berth-up-BBBBBBBBRRRRRRRRk.TARGET
 	//
-	// where B is of the machine's boot, R random, k the kind of upload and TARGET
+	// where B is of the machine's boot, R random, k the uploadKind and TARGET
 	// the name it is meant for, left out where the disk has no room for it. So
 	// what a crash leaves can be told, without a write that every upload would
 	// have to pay for: see stageName and recover.
@@ -48,9 +48,11 @@ const (
 	uploadStore  uploadKind = 's' // STOR: the whole content, or from an offset on
 	uploadAppend uploadKind = 'a' // APPE: behind what is there
 	uploadUnique uploadKind = 'u' // STOU: a name that nothing has
-	// uploadResumed is none of create's: it is how the staging file is called of
-	// an upload that goes on with a partial, whichever command began it.
+	// These are none of create's, but how the staging file is called of an upload
+	// that goes on with a partial, or begins with a copy of a complete file's first
+	// bytes, whichever command it came by.
 	uploadResumed uploadKind = 'r'
+	uploadCopied  uploadKind = 'c'
 )
 
 // An upload is one file on its way in. It lives in a staging file in the
@@ -181,7 +183,7 @@ func (u *upload) begin(offset int64) error {
 		}
 	}
 	if offset <= 0 {
-		return u.createStage()
+		return u.createStage(u.kind)
 	}
 
 	// A restart. What can be continued is looked for in this order: a partial
@@ -201,7 +203,7 @@ func (u *upload) begin(offset int64) error {
 	if offset == u.old.size && isPartial(d, u.base) {
 		return u.adopt(u.base, offset)
 	}
-	if err := u.createStage(); err != nil {
+	if err := u.createStage(uploadCopied); err != nil {
 		return err
 	}
 	return u.copyPrefix(offset)
@@ -209,13 +211,9 @@ func (u *upload) begin(offset int64) error {
 
 // createStage makes the staging file, with the mode of the file it will
 // replace.
-func (u *upload) createStage() error {
+func (u *upload) createStage(kind uploadKind) error {
 	if err := u.charge(0, 1-u.credit.files); err != nil {
 		return err
-	}
-	kind := u.kind
-	if kind == uploadAppend && !u.old.isFile() {
-		kind = uploadStore // nothing of it is a copy
 	}
 	name := u.jail.set.stageName(kind, u.base)
 	fd, err := unix.Openat(int(u.dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o666)
@@ -460,6 +458,12 @@ func (u *upload) commit() error {
 	var err error
 	if u.durable {
 		err = u.group.sync(int(u.dir.Fd()), true)
+		if err == nil {
+			// An xfs that has shut itself down says that a directory is safe that
+			// never reached its log; reading is refused.
+			var b [1]byte
+			_, err = unix.Pread(fd, b[:], 0)
+		}
 	}
 	u.end()
 	return err
@@ -482,13 +486,11 @@ func (u *upload) take() (short quota, err error) {
 	if u.kind == uploadUnique {
 		flags = unix.RENAME_NOREPLACE
 	}
-	if short, err = u.place(u.base, flags); err == nil {
-		// An older try at the same name, and not only if a file has it now: one
-		// left over from a file that was renamed away since could be spliced into
-		// this content by a later restart.
-		u.jail.dropPartial(u.tree, int(u.dir.Fd()), u.base)
-	}
-	return short, err
+	// An older try at the same name goes first, and not only if a file has the name
+	// now: left over, also by a crash right here, it could be spliced into this
+	// content by a later restart.
+	u.jail.dropPartial(u.tree, int(u.dir.Fd()), u.base)
+	return u.place(u.base, flags)
 }
 
 // place renames the staging file to to and settles what is charged for it: its
@@ -605,6 +607,8 @@ func (u *upload) keep() error {
 	// client will go on with; a complete file is not.
 	if exists && !isPartial(d, to) {
 		to = partialName(u.base)
+	} else {
+		j.dropPartial(u.tree, d, u.base) // a restart must find this one
 	}
 	short, err := u.place(to, 0)
 	if err != nil && short.bytes > 0 {
@@ -616,9 +620,7 @@ func (u *upload) keep() error {
 	if err != nil {
 		return err
 	}
-	if to == u.base {
-		j.dropPartial(u.tree, d, u.base) // a restart must find this one
-	} else if j.set.attend != nil {
+	if to != u.base && j.set.attend != nil {
 		j.set.attend(j.key.user, time.Now().Add(asideCheck))
 	}
 	return nil
