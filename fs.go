@@ -305,11 +305,9 @@ func (js *jailSet) log() *slog.Logger {
 	return js.logger
 }
 
-// lockNames takes the locks of names in trees, in one order everywhere, and
+// lockNames takes the locks of names, in one order everywhere, and
 // returns what gives them back. A name and the partial kept aside for it have
-// the same lock. What a client sends for one file through two
-// paths (a link to a directory) counts as two names, and can at worst cost the
-// ledger a little, until its next count.
+// the same lock, by whatever path a client comes to their directory.
 func (js *jailSet) lockNames(names ...nameIn) (unlock func()) {
 	var which [2]int
 	n := 0
@@ -335,15 +333,10 @@ func (js *jailSet) lockNames(names ...nameIn) (unlock func()) {
 }
 
 func (js *jailSet) nameHash(n nameIn) uint64 {
-	var h maphash.Hash
-	h.SetSeed(js.seed)
-	dir, base := path.Split(n.rel)
-	h.WriteString(dir)
-	if !strings.HasPrefix(base, partialPrefix) {
-		base = partialName(base)
+	if !strings.HasPrefix(n.base, partialPrefix) {
+		n.base = partialName(n.base)
 	}
-	h.WriteString(base)
-	return h.Sum64() ^ n.t.id.ino
+	return maphash.Comparable(js.seed, n)
 }
 
 // lockNames is the set's, and frames the change for the ledger.
@@ -356,10 +349,17 @@ func (j *jail) lockNames(names ...nameIn) (unlock func()) {
 	}
 }
 
-// nameIn is a name in a tree.
+// nameIn is a name in a directory.
 type nameIn struct {
-	t   *tree
-	rel string
+	dir  fileID
+	base string
+}
+
+// nameAt is the name base in an open directory.
+func nameAt(dir *os.File, base string) nameIn {
+	var e entry
+	fstat(dir, &e) // if it fails, all such names share a lock
+	return nameIn{e.id(), base}
 }
 
 // use keeps a file from being rotated away until the function it returns is
@@ -654,7 +654,7 @@ func (j *jail) removeFound(f *found, complete bool) error {
 	}
 	defer dir.Close()
 	base := path.Base(f.rel)
-	defer j.lockNames(nameIn{f.t, f.rel})()
+	defer j.lockNames(nameAt(dir, base))()
 	now, ok, err := j.look(f.t, int(dir.Fd()), base)
 	if err != nil {
 		return err
@@ -689,7 +689,7 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 		}
 		return "", err
 	}
-	u := &upload{jail: j, tree: f.t, rel: path.Join(path.Dir(f.rel), base), dir: dir, base: base, kind: kind, resumed: kind == uploadResumed,
+	u := &upload{jail: j, tree: f.t, dir: dir, base: base, name: nameAt(dir, base), kind: kind, resumed: kind == uploadResumed,
 		file: os.NewFile(uintptr(fd), stage), start: -1, durable: true, balance: j.balance}
 	if f.t != j.home {
 		u.balance = j.ownerOf(fd)
@@ -863,8 +863,8 @@ func (j *jail) mkdir(p string) error {
 	if err := j.reserve(0, 1); err != nil {
 		return err
 	}
-	t, rel := j.locate(p)
-	defer j.lockNames(nameIn{t, rel})()
+	t, _ := j.locate(p)
+	defer j.lockNames(nameAt(dir, base))()
 	if err := unix.Mkdirat(int(dir.Fd()), base, 0o777); err != nil {
 		j.balance.unreserve(0, 1)
 		if err == unix.EEXIST {
@@ -931,8 +931,8 @@ func (j *jail) remove(p string) error {
 		return err
 	}
 	defer dir.Close()
-	t, rel := j.locate(p)
-	defer j.lockNames(nameIn{t, rel})()
+	t, _ := j.locate(p)
+	defer j.lockNames(nameAt(dir, base))()
 	return j.unlink(t, int(dir.Fd()), base)
 }
 
@@ -963,9 +963,15 @@ func (j *jail) rmdir(p string) error {
 		return err
 	}
 	defer dir.Close()
-	t, rel := j.locate(p)
-	defer j.lockNames(nameIn{t, rel})()
-	old, _, _ := j.look(t, int(dir.Fd()), base)
+	t, _ := j.locate(p)
+	defer j.lockNames(nameAt(dir, base))()
+	old, ok, err := j.look(t, int(dir.Fd()), base)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return unix.ENOENT
+	}
 	err = unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
 	if err == unix.ENOTEMPTY || err == unix.EEXIST {
 		err = j.emptyDir(t, int(dir.Fd()), base)
@@ -1025,10 +1031,10 @@ func (j *jail) rename(from, to string, replace bool) error {
 		return err
 	}
 	defer td.Close()
-	ft, frel := j.locate(from)
-	tt, trel := j.locate(to)
+	ft, _ := j.locate(from)
+	tt, _ := j.locate(to)
 	for {
-		short, err := j.renameLocked(nameIn{ft, frel}, int(fd.Fd()), fb, nameIn{tt, trel}, int(td.Fd()), tb, replace)
+		short, err := j.renameLocked(ft, fd, fb, tt, td, tb, replace)
 		if short == (quota{}) {
 			return err
 		}
@@ -1042,19 +1048,20 @@ func (j *jail) rename(from, to string, replace bool) error {
 
 // renameLocked is one try at rename. short is what the user's quota has no room
 // for, if that was in the way.
-func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, tb string, replace bool) (short quota, err error) {
-	defer j.lockNames(from, to)()
-	moved, ok, err := j.look(from.t, fd, fb)
+func (j *jail) renameLocked(from *tree, fromDir *os.File, fb string, to *tree, toDir *os.File, tb string, replace bool) (short quota, err error) {
+	defer j.lockNames(nameAt(fromDir, fb), nameAt(toDir, tb))()
+	fd, td := int(fromDir.Fd()), int(toDir.Fd())
+	moved, ok, err := j.look(from, fd, fb)
 	if err != nil {
 		return short, err
 	}
 	if !ok {
 		return short, unix.ENOENT
 	}
-	if moved.isDir() && from.t != to.t {
+	if moved.isDir() && from != to {
 		return short, errAcross
 	}
-	old, exists, _ := j.look(to.t, td, tb)
+	old, exists, _ := j.look(to, td, tb)
 	if exists && (moved.isDir() || !replace || old.isDir()) {
 		return short, errExists
 	}
@@ -1063,7 +1070,7 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 	}
 	// Into a home, or a share, a file comes at the expense of who brings it.
 	pays := moved.balance
-	if from.t != to.t {
+	if from != to {
 		pays = j.balance
 	}
 	lost := quota{}
@@ -1082,7 +1089,7 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 		flags = unix.RENAME_NOREPLACE // rename(2) would replace an empty directory
 	}
 	if !moved.isDir() {
-		j.dropPartial(to.t, td, tb) // of the content that is about to go
+		j.dropPartial(to, td, tb) // of the content that is about to go
 	}
 	if err = renameat(fd, fb, td, tb, flags); err != nil {
 		pays.unreserve(need.bytes, need.files)
@@ -1101,7 +1108,7 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 		}
 	default:
 		moved.gone()
-		if from.t != to.t && j.ownName(to.t, td, tb) != pays { // on a disk that cannot keep the owner
+		if from != to && j.ownName(to, td, tb) != pays { // on a disk that cannot keep the owner
 			pays.land(need, quota{}, lost)
 		} else {
 			pays.land(need, quota{moved.counted(), 1}, lost)
@@ -1110,7 +1117,7 @@ func (j *jail) renameLocked(from nameIn, fd int, fb string, to nameIn, td int, t
 			old.gone()
 		}
 	}
-	if pays == moved.balance && from.t != to.t && j.ownName(to.t, td, tb) != pays {
+	if pays == moved.balance && from != to && j.ownName(to, td, tb) != pays {
 		pays.drop(moved.counted(), 1) // to a disk that cannot keep the owner
 	}
 	return short, nil

@@ -72,6 +72,7 @@ func (f *found) same(e *entry) bool {
 // A sweep walks what one user stores: it counts, and notes what there is to do.
 type sweep struct {
 	j             *jail
+	others        []*jail   // of users with the same home
 	partialBefore time.Time // partials older than this are over; zero: none
 	expireBefore  time.Time // so are files; zero: none
 	oldest        int       // how many of the oldest files to keep in old
@@ -107,16 +108,21 @@ func (o *oldest) Pop() any {
 	return x
 }
 
-// run walks the home, and the shares that the user may write to for what is his
-// there.
+// run walks the home, and the shares that its users may write to for what is
+// theirs there.
 func (s *sweep) run() error {
 	if err := s.walk(s.j.home); err != nil {
 		return err
 	}
-	for _, t := range s.j.shares {
-		if t.write && t.id != s.j.home.id {
-			if err := s.walk(t); err != nil {
-				return err
+	been := map[fileID]bool{s.j.home.id: true}
+	for _, j := range append([]*jail{s.j}, s.others...) {
+		s.unseen = s.unseen || len(j.missing) > 0
+		for _, t := range j.shares {
+			if t.write && !been[t.id] {
+				been[t.id] = true
+				if err := s.walk(t); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -362,7 +368,9 @@ func (h *housekeeper) plan(u *user) {
 	} else if !h.ledger.clean {
 		later = 0
 	}
-	if h.urgent[u.Name] = later == 0; later > 0 {
+	if later == 0 {
+		h.urgent[u.Name] = true
+	} else {
 		hash := fnv.New32a()
 		hash.Write([]byte(u.Name))
 		later = min(later, countEvery) - time.Duration(hash.Sum32())%(min(later, countEvery)/2+1)
@@ -384,9 +392,7 @@ func (h *housekeeper) turn() bool {
 				h.plan(u)
 			}
 		}
-		if h.ledger.dirty.Load() {
-			h.save(false)
-		}
+		h.save(false)
 		for id := range h.candidates { // who needs them soon again will find them again
 			delete(h.candidates, id)
 		}
@@ -434,11 +440,13 @@ func (h *housekeeper) watchClock(now time.Time) {
 }
 
 func (h *housekeeper) save(clean bool) {
-	homes := map[string]bool{}
+	homes := map[string]string{}
 	for _, u := range h.users() {
-		homes[u.Home] = homes[u.Home] || u.Quota != "filesystem"
+		if u.Quota != "filesystem" {
+			homes[u.Name] = u.Home
+		}
 	}
-	if err := h.ledger.save(func(home string) bool { return homes[home] }, clean); err != nil {
+	if err := h.ledger.save(homes, clean); err != nil {
 		h.log.Error("the quota ledger cannot be written; after a crash homes are counted from older figures", "error", err)
 	}
 }
@@ -491,6 +499,16 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 	h.mu.Unlock()
 	started := time.Now()
 	s := &sweep{j: j, pace: func() error { return h.pause(background) }}
+	for _, other := range h.users() {
+		if other.Name != u.Name && other.Home == u.Home && len(other.Shares) > 0 && j.balance != nil {
+			if o, err := h.jails.enter(other.jailSpec()); err == nil {
+				defer h.jails.leave(o)
+				s.others = append(s.others, o)
+			} else {
+				s.unseen = true
+			}
+		}
+	}
 	ttl := h.config().Transfer.PartialTTL.std()
 	if !started.Before(h.quietUntil) {
 		if ttl > 0 {

@@ -19,13 +19,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,8 +68,8 @@ func (e *entry) id() fileID { return fileID{e.dev, e.ino} }
 type ledger struct {
 	dir   string
 	log   *slog.Logger
-	lock  *os.File    // nil: another berth keeps this ledger, or nobody does
-	dirty atomic.Bool // something changed since it was written
+	lock  *os.File          // nil: another berth keeps this ledger, or nobody does
+	wrote [sha256.Size]byte // of what was last written
 
 	mu    sync.Mutex
 	homes map[fileID]*balance
@@ -81,10 +81,8 @@ type ledger struct {
 // A balance is what is stored in one home, and elsewhere in its user's name. A
 // nil one counts nothing and refuses nothing. Safe for concurrent use.
 type balance struct {
-	ledger *ledger
-	home   string
-	id     fileID
-	born   int64
+	id   fileID
+	born int64
 
 	mu           sync.Mutex
 	bytes, files int64
@@ -197,31 +195,29 @@ func readLedger(file string) (entries []ledgerEntry, clean bool, err error) {
 	return entries, lf.Clean, nil
 }
 
-// save writes the ledger, durably, leaving out homes that are nobody's. clean
-// tells the next run that nothing was going on. It does nothing where another
-// berth keeps the ledger.
-func (l *ledger) save(wanted func(home string) bool, clean bool) error {
+// save writes the ledger, durably, unless it stands on the disk already. homes
+// are those that are somebody's, by user. clean tells the next run that nothing
+// was going on. It does nothing where another berth keeps the ledger.
+func (l *ledger) save(homes map[string]string, clean bool) error {
 	if l.lock == nil {
 		return nil
 	}
-	l.dirty.Store(false)
+	byHome := map[string]ledgerEntry{}
 	l.mu.Lock()
-	entries := make([]ledgerEntry, 0, len(l.homes)+len(l.past))
-	for _, a := range l.homes {
-		a.mu.Lock()
-		if a.known && wanted(a.home) {
-			entries = append(entries, ledgerEntry{Home: a.home, Inode: a.id.ino, Born: a.born, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.inflight == (quota{})})
-		}
-		a.mu.Unlock()
-	}
-	for home, e := range l.past { // as of a disk that is not plugged in now
-		if wanted(home) {
+	for user, home := range homes {
+		if a := l.users[user]; a != nil {
+			a.mu.Lock()
+			if a.known {
+				byHome[home] = ledgerEntry{Home: home, Inode: a.id.ino, Born: a.born, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.inflight == quota{}}
+			}
+			a.mu.Unlock()
+		} else if e, ok := l.past[home]; ok { // as of a disk that is not plugged in now
 			e.Exact = e.Exact && l.clean
-			entries = append(entries, e)
+			byHome[home] = e
 		}
 	}
 	l.mu.Unlock()
-	slices.SortFunc(entries, func(a, b ledgerEntry) int { return strings.Compare(a.Home, b.Home) })
+	entries := slices.SortedFunc(maps.Values(byHome), func(a, b ledgerEntry) int { return strings.Compare(a.Home, b.Home) })
 	balances, err := json.Marshal(entries)
 	if err != nil {
 		return err
@@ -231,8 +227,11 @@ func (l *ledger) save(wanted func(home string) bool, clean bool) error {
 	if err != nil {
 		return err
 	}
+	whole := sha256.Sum256(data)
+	if whole == l.wrote {
+		return nil
+	}
 	if err := writeFileAtomic(filepath.Join(l.dir, ledgerName), append(data, '\n'), 0o600); err != nil {
-		l.dirty.Store(true)
 		return err
 	}
 	d, err := os.Open(l.dir)
@@ -240,7 +239,11 @@ func (l *ledger) save(wanted func(home string) bool, clean bool) error {
 		return err
 	}
 	defer d.Close()
-	return d.Sync()
+	if err := d.Sync(); err != nil {
+		return err
+	}
+	l.wrote = whole
+	return nil
 }
 
 func (l *ledger) close() {
@@ -260,9 +263,11 @@ func (l *ledger) open(user, home string, id fileID, born int64, fresh bool) *bal
 		a = nil
 	}
 	if a == nil {
-		a = &balance{ledger: l, home: home, id: id, born: born}
+		a = &balance{id: id, born: born}
 		e, kept := l.past[home]
-		delete(l.past, home)
+		if delete(l.past, home); len(l.past) == 0 {
+			l.past = nil // a map does not shrink
+		}
 		switch {
 		case fresh:
 			a.known, a.exact = true, true
@@ -413,9 +418,6 @@ func (b *balance) change(bytes, files int64) {
 		// tells how much is left of it.
 		b.bytes, b.files, b.exact = max(b.bytes, 0), max(b.files, 0), false
 	}
-	if b.ledger != nil && !b.ledger.dirty.Load() {
-		b.ledger.dirty.Store(true)
-	}
 }
 
 // addSat adds, and stays within int64: sparse files can be as long as they like.
@@ -498,7 +500,7 @@ func (b *balance) mark() countMark {
 // way, as things moved meanwhile: what the ledger has stays if it lies within,
 // and else goes to the near end. So the ledger never drifts further than a count
 // is long, and the first quiet count mends it wholly. whole is false for a count
-// that could not look everywhere.
+// that could not look everywhere: that can tell of more, and not of less.
 func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is ledgerEntry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -510,6 +512,8 @@ func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is l
 	case !b.known:
 		// Up to now only changes were kept; what they changed is in the count.
 		landed = quota{bytes, files}
+	case !whole:
+		landed = quota{max(landed.bytes, bytes), max(landed.files, files)}
 	case sound:
 		landed.bytes = min(max(landed.bytes, addSat(bytes, -off.bytes)), addSat(bytes, off.bytes))
 		landed.files = min(max(landed.files, files-off.files), files+off.files)
@@ -521,9 +525,6 @@ func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is l
 	if b.counted != nil {
 		close(b.counted)
 		b.counted = nil
-	}
-	if b.ledger != nil {
-		b.ledger.dirty.Store(true)
 	}
 	return was, ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}
 }

@@ -68,8 +68,8 @@ type upload struct {
 
 	jail    *jail
 	tree    *tree
-	rel     string // the target's name in tree
 	dir     *os.File
+	name    nameIn // the target's, as it is locked
 	base    string // the target's name in dir
 	stage   string // the staging file's name in dir
 	old     entry  // what had the target's name at the beginning; zero mode: nothing
@@ -137,8 +137,8 @@ func (j *jail) create(p string, kind uploadKind, offset int64, durable bool) (*u
 		}
 		return nil, err
 	}
-	u := &upload{jail: j, dir: dir, base: base, kind: kind, durable: durable}
-	u.tree, u.rel = j.locate(p)
+	u := &upload{jail: j, dir: dir, base: base, name: nameAt(dir, base), kind: kind, durable: durable}
+	u.tree, _ = j.locate(p)
 	u.balance = j.balance
 	if durable {
 		u.group = j.set.syncs.join(u.tree)
@@ -263,7 +263,7 @@ func (u *upload) adopt(name string, offset int64) error {
 	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
 		return errBusy
 	}
-	defer u.jail.lockNames(nameIn{u.tree, u.rel})()
+	defer u.jail.lockNames(u.name)()
 	var mine entry
 	if err := fstat(f, &mine); err != nil {
 		return err
@@ -481,7 +481,7 @@ func (u *upload) syncContent() error {
 
 // take is the moment of commit: the staging file becomes the target.
 func (u *upload) take() (short quota, err error) {
-	defer u.jail.lockNames(nameIn{u.tree, u.rel})()
+	defer u.jail.lockNames(u.name)()
 	flags := uint(0)
 	if u.kind == uploadUnique {
 		flags = unix.RENAME_NOREPLACE
@@ -597,7 +597,7 @@ func (u *upload) cut(n int64) bool {
 // keep gives the staging file the name of a partial.
 func (u *upload) keep() error {
 	j, d := u.jail, int(u.dir.Fd())
-	defer j.lockNames(nameIn{u.tree, u.rel})()
+	defer j.lockNames(u.name)()
 	to := u.base
 	_, exists, err := j.look(u.tree, d, to)
 	if err != nil {

@@ -504,7 +504,15 @@ func (c *userCommand) scan() error {
 		return err
 	}
 	fmt.Fprintln(c.stdout, scanResult(c.name, was, is))
-	return l.save(func(string) bool { return true }, l.clean)
+	homes := map[string]string{}
+	all, err := loadUsers(c.users.dir, c.users.stateDir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	for _, u := range all.all() {
+		homes[u.Name] = u.Home
+	}
+	return l.save(homes, l.clean)
 }
 
 // scanOnline asks the daemon at the other end of its local socket.
