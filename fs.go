@@ -355,13 +355,6 @@ type nameIn struct {
 	base string
 }
 
-// nameAt is the name base in an open directory.
-func nameAt(dir *os.File, base string) nameIn {
-	var e entry
-	fstat(dir, &e) // if it fails, all such names share a lock
-	return nameIn{e.id(), base}
-}
-
 // use keeps a file from being rotated away until the function it returns is
 // called.
 func (js *jailSet) use(id fileID) (done func()) {
@@ -511,28 +504,57 @@ func (j *jail) locate(p string) (t *tree, rel string) {
 	return j.home, p
 }
 
+// A parentDir is an open directory in which an entry is changed.
+type parentDir struct {
+	*os.File
+	id   fileID
+	lent bool // the tree's own descriptor, which stays open
+}
+
+func (d parentDir) close() {
+	if !d.lent {
+		d.Close()
+	}
+}
+
+// name is base as it is locked.
+func (d parentDir) name(base string) nameIn { return nameIn{d.id, base} }
+
 // parent opens the directory that holds p for changing an entry of it. The
 // roots of home and shares have no parent that a client may change.
-func (j *jail) parent(p string) (dir *os.File, base string, err error) {
+func (j *jail) parent(p string) (dir parentDir, base string, err error) {
 	t, rel := j.locate(p)
 	if rel == "." {
-		return nil, "", errShareRoot
+		return dir, "", errShareRoot
 	}
 	if !t.write {
-		return nil, "", errReadOnly
+		return dir, "", errReadOnly
 	}
 	d, base := path.Split(rel)
 	if d == "" {
-		d = "."
-	} else {
-		d = d[:len(d)-1]
+		return parentDir{t.dir, t.id, true}, base, nil
 	}
-	dir, err = t.open(d, unix.O_RDONLY|unix.O_DIRECTORY)
+	d = d[:len(d)-1]
+	f, err := t.open(d, unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, unix.EACCES) {
 		// A drop box (mode -wx) can be written without being read.
-		dir, err = t.open(d, unix.O_PATH|unix.O_DIRECTORY)
+		f, err = t.open(d, unix.O_PATH|unix.O_DIRECTORY)
 	}
+	if err != nil {
+		return dir, "", err
+	}
+	dir, err = ownDir(f)
 	return dir, base, err
+}
+
+// ownDir makes a parentDir of f, which is closed with it.
+func ownDir(f *os.File) (parentDir, error) {
+	var e entry
+	if err := fstat(f, &e); err != nil {
+		f.Close()
+		return parentDir{}, err
+	}
+	return parentDir{f, e.id(), false}, nil
 }
 
 // fstat fills e from an open descriptor.
@@ -628,6 +650,15 @@ func (t *tree) openDeep(rel string) (*os.File, error) {
 	return dir, nil
 }
 
+// deepParent opens the directory that holds rel.
+func (t *tree) deepParent(rel string) (parentDir, error) {
+	f, err := t.openDeep(path.Dir(rel))
+	if err != nil {
+		return parentDir{}, err
+	}
+	return ownDir(f)
+}
+
 // openBelow opens a directory below another one, following no link, name by
 // name: that works with and without openat2(2).
 func openBelow(dir *os.File, rel string) (*os.File, error) {
@@ -648,13 +679,13 @@ func openBelow(dir *os.File, rel string) (*os.File, error) {
 // removeFound removes a file that a sweep has seen, unless it has changed since
 // or is being read or replaced; of complete ones only, if complete is set.
 func (j *jail) removeFound(f *found, complete bool) error {
-	dir, err := f.t.openDeep(path.Dir(f.rel))
+	dir, err := f.t.deepParent(f.rel)
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer dir.close()
 	base := path.Base(f.rel)
-	defer j.lockNames(nameAt(dir, base))()
+	defer j.lockNames(dir.name(base))()
 	now, ok, err := j.look(f.t, int(dir.Fd()), base)
 	if err != nil {
 		return err
@@ -676,20 +707,20 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	if !ok {
 		return "", fmt.Errorf("%q is not a name that berth gives", f.rel)
 	}
-	dir, err := f.t.openDeep(path.Dir(f.rel))
+	dir, err := f.t.deepParent(f.rel)
 	if err != nil {
 		return "", err
 	}
 	stage := path.Base(f.rel)
 	fd, err := unix.Openat(int(dir.Fd()), stage, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		dir.Close()
+		dir.close()
 		if err == unix.ENOENT {
 			err = nil
 		}
 		return "", err
 	}
-	u := &upload{jail: j, tree: f.t, dir: dir, base: base, name: nameAt(dir, base), kind: kind, resumed: kind == uploadResumed,
+	u := &upload{jail: j, tree: f.t, dir: dir, base: base, name: dir.name(base), kind: kind, resumed: kind == uploadResumed,
 		file: os.NewFile(uintptr(fd), stage), start: -1, durable: true, balance: j.balance}
 	if f.t != j.home {
 		u.balance = j.ownerOf(fd)
@@ -855,7 +886,7 @@ func (j *jail) mkdir(p string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer dir.close()
 	var st unix.Stat_t
 	if unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
 		return errExists // rather than "over quota"
@@ -864,7 +895,7 @@ func (j *jail) mkdir(p string) error {
 		return err
 	}
 	t, _ := j.locate(p)
-	defer j.lockNames(nameAt(dir, base))()
+	defer j.lockNames(dir.name(base))()
 	if err := unix.Mkdirat(int(dir.Fd()), base, 0o777); err != nil {
 		j.balance.unreserve(0, 1)
 		if err == unix.EEXIST {
@@ -930,9 +961,9 @@ func (j *jail) remove(p string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer dir.close()
 	t, _ := j.locate(p)
-	defer j.lockNames(nameAt(dir, base))()
+	defer j.lockNames(dir.name(base))()
 	return j.unlink(t, int(dir.Fd()), base)
 }
 
@@ -962,9 +993,9 @@ func (j *jail) rmdir(p string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer dir.close()
 	t, _ := j.locate(p)
-	defer j.lockNames(nameAt(dir, base))()
+	defer j.lockNames(dir.name(base))()
 	old, ok, err := j.look(t, int(dir.Fd()), base)
 	if err != nil {
 		return err
@@ -1025,12 +1056,12 @@ func (j *jail) rename(from, to string, replace bool) error {
 	if err != nil {
 		return err
 	}
-	defer fd.Close()
+	defer fd.close()
 	td, tb, err := j.parent(to)
 	if err != nil {
 		return err
 	}
-	defer td.Close()
+	defer td.close()
 	ft, _ := j.locate(from)
 	tt, _ := j.locate(to)
 	for {
@@ -1048,8 +1079,8 @@ func (j *jail) rename(from, to string, replace bool) error {
 
 // renameLocked is one try at rename. short is what the user's quota has no room
 // for, if that was in the way.
-func (j *jail) renameLocked(from *tree, fromDir *os.File, fb string, to *tree, toDir *os.File, tb string, replace bool) (short quota, err error) {
-	defer j.lockNames(nameAt(fromDir, fb), nameAt(toDir, tb))()
+func (j *jail) renameLocked(from *tree, fromDir parentDir, fb string, to *tree, toDir parentDir, tb string, replace bool) (short quota, err error) {
+	defer j.lockNames(fromDir.name(fb), toDir.name(tb))()
 	fd, td := int(fromDir.Fd()), int(toDir.Fd())
 	moved, ok, err := j.look(from, fd, fb)
 	if err != nil {

@@ -68,7 +68,7 @@ type upload struct {
 
 	jail    *jail
 	tree    *tree
-	dir     *os.File
+	dir     parentDir
 	name    nameIn // the target's, as it is locked
 	base    string // the target's name in dir
 	stage   string // the staging file's name in dir
@@ -137,7 +137,7 @@ func (j *jail) create(p string, kind uploadKind, offset int64, durable bool) (*u
 		}
 		return nil, err
 	}
-	u := &upload{jail: j, dir: dir, base: base, name: nameAt(dir, base), kind: kind, durable: durable}
+	u := &upload{jail: j, dir: dir, base: base, name: dir.name(base), kind: kind, durable: durable}
 	u.tree, _ = j.locate(p)
 	u.balance = j.balance
 	if durable {
@@ -652,7 +652,7 @@ func (u *upload) end() {
 	if u.file != nil {
 		u.file.Close()
 	}
-	u.dir.Close()
+	u.dir.close()
 	if u.group != nil {
 		u.jail.set.syncs.leave(u.group, u.written)
 	}
