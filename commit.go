@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	// lingerMost is the longest that a flush waits for company, and no longer than
-	// half of what the last one took: a small delay for each, for far fewer
-	// flushes in all.
-	lingerMost = 2 * time.Millisecond
+	// lingerMost is the longest that a flush waits for those who shared the last
+	// one or waited while it ran, and no longer than half of what that took: a
+	// small delay for each, for far fewer flushes in all. Else those who just
+	// missed one and those who had it would take turns for ever.
+	lingerMost = 5 * time.Millisecond
 
 	// syncfs(2) writes everything that the file system has not written yet. That
 	// pays for many small files; not beside a large upload, nor where somebody
@@ -44,13 +45,14 @@ type syncGroups struct {
 type syncGroup struct {
 	dev   uint64
 	fd    int          // of the file system; open before any upload of the group was begun, so that none of their errors is missed
-	refs  atomic.Int32 // uploads that may come to wait; changed under syncGroups.mu
+	refs  int          // uploads that may come to wait; guarded by syncGroups.mu
 	dirty atomic.Int64 // bytes they have written
 
 	mu      sync.Mutex
 	waiting []*syncWait
 	leading bool          // somebody flushes, or is about to
-	full    chan struct{} // told when everybody waits; buffered
+	expect  int           // how many were there at the last flush
+	full    chan struct{} // told when so many wait; buffered
 	took    time.Duration // by the last flush
 	slow    time.Time     // no syncfs before
 }
@@ -104,7 +106,7 @@ func (s *syncGroups) join(t *tree) *syncGroup {
 		}
 		s.groups[g.dev] = g
 	}
-	g.refs.Add(1)
+	g.refs++
 	return g
 }
 
@@ -113,7 +115,7 @@ func (s *syncGroups) leave(g *syncGroup, n int64) {
 	g.dirty.Add(-n)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if g.refs.Add(-1) == 0 {
+	if g.refs--; g.refs == 0 {
 		delete(s.groups, g.dev)
 		if g.fd >= 0 {
 			unix.Close(g.fd)
@@ -128,7 +130,7 @@ func (g *syncGroup) sync(fd int, dir bool) error {
 	g.mu.Lock()
 	g.waiting = append(g.waiting, w)
 	if g.leading {
-		if len(g.waiting) >= int(g.refs.Load()) {
+		if len(g.waiting) >= g.expect {
 			select {
 			case g.full <- struct{}{}:
 			default:
@@ -156,6 +158,7 @@ func (g *syncGroup) sync(fd int, dir bool) error {
 
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.expect = len(batch) + len(g.waiting)
 	if len(g.waiting) > 0 {
 		g.waiting[0].lead = true
 		close(g.waiting[0].done)
@@ -168,7 +171,7 @@ func (g *syncGroup) sync(fd int, dir bool) error {
 // linger waits for others to come. It is called, and returns, with mu held.
 func (g *syncGroup) linger() {
 	most := min(g.took/2, lingerMost)
-	if len(g.waiting) >= int(g.refs.Load()) || most <= 0 {
+	if len(g.waiting) >= g.expect || most <= 0 {
 		return
 	}
 	select { // what an earlier one left
