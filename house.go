@@ -525,6 +525,7 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 	level := slog.LevelDebug
 	if was.Bytes != is.Bytes || was.Files != is.Files {
 		level = slog.LevelInfo
+		h.save(false) // a crash need not cost another count
 	}
 	h.log.Log(h.ctx, level, "home counted", "user", u.Name, "bytes", is.Bytes, "files", is.Files,
 		"ledger_bytes", was.Bytes, "ledger_files", was.Files, "exact", is.Exact, "dur", time.Since(started).Round(time.Millisecond))

@@ -66,10 +66,11 @@ func (e *entry) id() fileID { return fileID{e.dev, e.ino} }
 // A ledger has one balance for each home directory; users who share a home
 // share it, each under his own quota.
 type ledger struct {
-	dir   string
-	log   *slog.Logger
-	lock  *os.File          // nil: another berth keeps this ledger, or nobody does
-	wrote [sha256.Size]byte // of what was last written
+	dir    string
+	log    *slog.Logger
+	lock   *os.File // nil: another berth keeps this ledger, or nobody can: noLock tells
+	noLock error
+	wrote  [sha256.Size]byte // of what was last written
 
 	mu    sync.Mutex
 	homes map[fileID]*balance
@@ -130,7 +131,11 @@ func newLedger(dir string, log *slog.Logger) *ledger {
 		}
 	}
 	if l.lock == nil {
-		log.Warn("the quota ledger is another berth's; homes are counted, and nothing is kept", "dir", dir, "error", err)
+		if l.noLock = err; errors.Is(err, unix.EWOULDBLOCK) {
+			log.Warn("another berth keeps the quota ledger of this state directory; homes are counted, and nothing is kept", "dir", dir)
+		} else {
+			log.Warn("the quota ledger cannot be kept; homes are counted at each start", "dir", dir, "error", err)
+		}
 		return l
 	}
 	// What a crash left of writing it.

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"unicode/utf8"
 
@@ -486,8 +487,14 @@ func (c *userCommand) scan() error {
 		defer conn.Close()
 		return c.scanOnline(conn)
 	}
+	if err := os.MkdirAll(c.users.stateDir, 0o700); err != nil {
+		return err
+	}
 	l := newLedger(c.users.stateDir, slog.New(slog.DiscardHandler))
 	defer l.close()
+	if l.lock == nil && !errors.Is(l.noLock, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("the ledger cannot be written: %w", l.noLock)
+	}
 	if l.lock == nil {
 		return fmt.Errorf("berth runs, and does not answer on its local socket (listen.local is %q)", c.local)
 	}
