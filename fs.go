@@ -105,6 +105,13 @@ type tree struct {
 	id      fileID
 	openat2 bool
 	write   bool
+
+	// Whose quota counts what lies here, and how much that is. In a share outside
+	// of all homes each file counts against who stored it, which its owner
+	// attribute tells; balance is then that of the user who is here.
+	balance *balance
+	quota   quota
+	byOwner bool
 }
 
 func openTree(dir string, write, openat2 bool) (*tree, error) {
@@ -278,6 +285,9 @@ type jailSet struct {
 	// makeRoom removes old files of a user whose home is full, until q has room
 	// for that much more; nil: nobody does.
 	makeRoom func(j *jail, bytes, files int64) error
+	// recount counts anew what b is about, if that was not done of late, and
+	// tells whether it has; nil: nobody does.
+	recount func(j *jail, b *balance) bool
 	// attend is told that a user's home wants a sweep by some time; nil: nobody.
 	attend func(user string, at time.Time)
 	logger *slog.Logger // nil: none
@@ -285,8 +295,10 @@ type jailSet struct {
 	seed  maphash.Seed
 	names [nameLocks]sync.Mutex // by name: held from the look at it to the change
 
-	useMu sync.Mutex
-	inUse map[fileID]int // files that are being read or replaced: never rotated away
+	useMu  sync.Mutex
+	inUse  map[fileID]int      // files that are being read or replaced: never rotated away
+	claims map[fileID]bool     // of these, whose room is promised to the upload that replaces it
+	live   map[string]struct{} // staging files of this process
 }
 
 // nameLocks is into how many locks names fall. Two that share one wait for each
@@ -295,7 +307,7 @@ const nameLocks = 64
 
 func newJailSet(l *ledger) *jailSet {
 	return &jailSet{open: map[jailKey]*jail{}, openat2: haveOpenat2(), ledger: l, boot: bootID(),
-		seed: maphash.MakeSeed(), inUse: map[fileID]int{}}
+		seed: maphash.MakeSeed(), inUse: map[fileID]int{}, claims: map[fileID]bool{}, live: map[string]struct{}{}}
 }
 
 func (js *jailSet) log() *slog.Logger {
@@ -322,12 +334,18 @@ func (js *jailSet) lockNames(names ...nameIn) (unlock func()) {
 	if n == 2 && which[0] > which[1] {
 		which[0], which[1] = which[1], which[0]
 	}
+	for _, name := range names {
+		name.balance.begin()
+	}
 	for _, i := range which[:n] {
 		js.names[i].Lock()
 	}
 	return func() {
 		for _, i := range which[:n] {
 			js.names[i].Unlock()
+		}
+		for _, name := range names {
+			name.balance.end()
 		}
 	}
 }
@@ -336,23 +354,14 @@ func (js *jailSet) nameHash(n nameIn) uint64 {
 	if !strings.HasPrefix(n.base, partialPrefix) {
 		n.base = partialName(n.base)
 	}
-	return maphash.Comparable(js.seed, n)
-}
-
-// lockNames is the set's, and frames the change for the ledger.
-func (j *jail) lockNames(names ...nameIn) (unlock func()) {
-	j.balance.begin()
-	release := j.set.lockNames(names...)
-	return func() {
-		release()
-		j.balance.end()
-	}
+	return maphash.Comparable(js.seed, nameIn{dir: n.dir, base: n.base})
 }
 
 // nameIn is a name in a directory.
 type nameIn struct {
-	dir  fileID
-	base string
+	dir     fileID
+	base    string
+	balance *balance // which is told that the name is about to change
 }
 
 // use keeps a file from being rotated away until the function it returns is
@@ -370,6 +379,42 @@ func (js *jailSet) use(id fileID) (done func()) {
 	}
 }
 
+// claim promises the room of a file to one upload that is to replace it. A second
+// one at the same time gets none: both cannot have it.
+func (js *jailSet) claim(id fileID) bool {
+	js.useMu.Lock()
+	defer js.useMu.Unlock()
+	if js.claims[id] {
+		return false
+	}
+	js.claims[id] = true
+	return true
+}
+
+func (js *jailSet) unclaim(id fileID) {
+	js.useMu.Lock()
+	defer js.useMu.Unlock()
+	delete(js.claims, id)
+}
+
+// staging notes a staging file of this process, and that it is none any more.
+func (js *jailSet) staging(name string, is bool) {
+	js.useMu.Lock()
+	defer js.useMu.Unlock()
+	if is {
+		js.live[name] = struct{}{}
+	} else {
+		delete(js.live, name)
+	}
+}
+
+func (js *jailSet) isLive(name string) bool {
+	js.useMu.Lock()
+	defer js.useMu.Unlock()
+	_, is := js.live[name]
+	return is
+}
+
 func (js *jailSet) used(id fileID) bool {
 	js.useMu.Lock()
 	defer js.useMu.Unlock()
@@ -380,6 +425,10 @@ func (js *jailSet) used(id fileID) bool {
 type shareSpec struct {
 	path  string
 	write bool
+	// inHome is the user in whose home the share lies, and quota is his: there it
+	// counts as everything does. "" if it lies in nobody's.
+	inHome string
+	quota  quota
 }
 
 // enter opens the user's jail, or joins the one his other sessions have. A
@@ -390,16 +439,18 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	home, shares := spec.home, spec.shares
 	var st unix.Stat_t
 	fresh := false
-	if err := unix.Stat(home, &st); err == unix.ENOENT {
-		fresh = true
-		if err := os.MkdirAll(home, 0o700); err != nil {
+	err := unix.Stat(home, &st)
+	if err == unix.ENOENT {
+		if err := os.MkdirAll(filepath.Dir(home), 0o700); err != nil {
 			return nil, fmt.Errorf("make home: %w", err)
 		}
-		err = unix.Stat(home, &st)
-		if err != nil {
-			return nil, fmt.Errorf("home %q: %w", home, err)
+		if err = unix.Mkdir(home, 0o700); err != nil && err != unix.EEXIST {
+			return nil, fmt.Errorf("make home %q: %w", home, err)
 		}
-	} else if err != nil {
+		fresh = err == nil // and not by another session that came at the same time
+		err = unix.Stat(home, &st)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("home %q: %w", home, err)
 	}
 	key := jailKey{user: spec.user, trees: home, id: fileID{uint64(st.Dev), st.Ino}, quota: spec.quota, counted: !spec.uncounted, rotate: spec.rotate}
@@ -412,7 +463,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 		}
 		slices.Sort(names)
 		for _, name := range names {
-			fmt.Fprintf(&b, "\x00%s\x00%s\x00%t", name, shares[name].path, shares[name].write)
+			fmt.Fprintf(&b, "\x00%s\x00%v", name, shares[name])
 		}
 		key.trees = b.String()
 	}
@@ -429,6 +480,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	j := &jail{home: t, key: key, set: js, rotate: spec.rotate, owner: jailOwner{name: spec.user, uid: uint32(os.Geteuid())}}
 	if js.ledger != nil && key.counted {
 		j.balance = js.ledger.open(spec.user, home, t.id, birth(t.dir), fresh)
+		t.balance, t.quota = j.balance, spec.quota
 	}
 	for name, s := range shares {
 		t, err := openTree(s.path, s.write, js.openat2)
@@ -436,6 +488,9 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 			// A disk that is not plugged in must not keep its users out.
 			j.missing = append(j.missing, fmt.Errorf("share %q: %w", name, err))
 			continue
+		}
+		if t.balance, t.quota, t.byOwner = j.balance, spec.quota, true; s.inHome != "" {
+			t.balance, t.quota, t.byOwner = js.ledger.user(s.inHome), s.quota, false
 		}
 		if j.shares == nil {
 			j.shares = map[string]*tree{}
@@ -507,6 +562,7 @@ func (j *jail) locate(p string) (t *tree, rel string) {
 // A parentDir is an open directory in which an entry is changed.
 type parentDir struct {
 	*os.File
+	t    *tree
 	id   fileID
 	lent bool // the tree's own descriptor, which stays open
 }
@@ -518,7 +574,7 @@ func (d parentDir) close() {
 }
 
 // name is base as it is locked.
-func (d parentDir) name(base string) nameIn { return nameIn{d.id, base} }
+func (d parentDir) name(base string) nameIn { return nameIn{d.id, base, d.t.balance} }
 
 // parent opens the directory that holds p for changing an entry of it. The
 // roots of home and shares have no parent that a client may change.
@@ -532,7 +588,7 @@ func (j *jail) parent(p string) (dir parentDir, base string, err error) {
 	}
 	d, base := path.Split(rel)
 	if d == "" {
-		return parentDir{t.dir, t.id, true}, base, nil
+		return parentDir{t.dir, t, t.id, true}, base, nil
 	}
 	d = d[:len(d)-1]
 	f, err := t.open(d, unix.O_RDONLY|unix.O_DIRECTORY)
@@ -543,18 +599,18 @@ func (j *jail) parent(p string) (dir parentDir, base string, err error) {
 	if err != nil {
 		return dir, "", err
 	}
-	dir, err = ownDir(f)
+	dir, err = t.ownDir(f)
 	return dir, base, err
 }
 
 // ownDir makes a parentDir of f, which is closed with it.
-func ownDir(f *os.File) (parentDir, error) {
+func (t *tree) ownDir(f *os.File) (parentDir, error) {
 	var e entry
 	if err := fstat(f, &e); err != nil {
 		f.Close()
 		return parentDir{}, err
 	}
-	return parentDir{f, e.id(), false}, nil
+	return parentDir{f, t, e.id(), false}, nil
 }
 
 // fstat fills e from an open descriptor.
@@ -656,7 +712,7 @@ func (t *tree) deepParent(rel string) (parentDir, error) {
 	if err != nil {
 		return parentDir{}, err
 	}
-	return ownDir(f)
+	return t.ownDir(f)
 }
 
 // openBelow opens a directory below another one, following no link, name by
@@ -685,7 +741,7 @@ func (j *jail) removeFound(f *found, complete bool) error {
 	}
 	defer dir.close()
 	base := path.Base(f.rel)
-	defer j.lockNames(dir.name(base))()
+	defer j.set.lockNames(dir.name(base))()
 	now, ok, err := j.look(f.t, int(dir.Fd()), base)
 	if err != nil {
 		return err
@@ -699,6 +755,10 @@ func (j *jail) removeFound(f *found, complete bool) error {
 // recoverStage ends, in its place, an upload that a crash has cut off: by the
 // rules of an interruption if this is still the same run of the machine; else
 // nobody knows how much of the file the disk really has, and it is removed.
+// lockless is how long a staging file may lie still where the disk has no
+// flock(2) that could tell whether another berth is at it.
+const lockless = time.Hour
+
 // since is when this berth began: what was created after that is an upload that
 // is about to take its lock. result tells what was done; "" is nothing, because
 // the upload is running.
@@ -721,18 +781,20 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 		return "", err
 	}
 	u := &upload{jail: j, tree: f.t, dir: dir, base: base, name: dir.name(base), kind: kind, resumed: kind == uploadResumed,
-		file: os.NewFile(uintptr(fd), stage), start: -1, durable: true, balance: j.balance}
-	if f.t != j.home {
+		file: os.NewFile(uintptr(fd), stage), start: -1, durable: true, balance: f.t.balance}
+	if f.t.byOwner {
 		u.balance = j.ownerOf(fd)
 	}
 	var now, named entry
-	leave := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK || fstat(u.file, &now) != nil
+	lerr := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	leave := lerr == unix.EWOULDBLOCK || j.set.isLive(stage) || fstat(u.file, &now) != nil ||
+		lerr != nil && time.Since(now.mtime()) < lockless // a disk that has no locks
 	if !leave {
 		var st unix.Stat_t
 		if leave = unix.Fstatat(int(dir.Fd()), stage, &st, unix.AT_SYMLINK_NOFOLLOW) != nil; !leave {
 			named.fromStat(&st)
 			leave = named.id() != now.id() || // committed meanwhile
-				u.balance != nil && u.balance != j.balance || // another user's, whose sweep does it
+				f.t.byOwner && u.balance != nil && u.balance != j.balance || // another user's, whose sweep does it
 				now.size == 0 && !now.mtime().Before(since)
 		}
 	}
@@ -782,8 +844,8 @@ func birth(f *os.File) int64 {
 // balanceOf is whose quota the name in dir counts against; nil: nobody's, as
 // for what was put into a share by other means.
 func (j *jail) balanceOf(t *tree, dir int, base string) *balance {
-	if t == j.home {
-		return j.balance
+	if !t.byOwner {
+		return t.balance
 	}
 	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -811,8 +873,8 @@ func (j *jail) ownerOf(fd int) *balance {
 // cannot keep the owner.
 func (j *jail) own(t *tree, fd int) *balance {
 	switch {
-	case t == j.home:
-		return j.balance
+	case !t.byOwner:
+		return t.balance
 	case j.balance == nil:
 		unix.Fremovexattr(fd, shareOwnerXattr)
 		return nil
@@ -824,8 +886,8 @@ func (j *jail) own(t *tree, fd int) *balance {
 
 // ownName is own for a name in dir.
 func (j *jail) ownName(t *tree, dir int, base string) *balance {
-	if t == j.home {
-		return j.balance
+	if !t.byOwner {
+		return t.balance
 	}
 	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -869,11 +931,29 @@ func (j *jail) look(t *tree, dir int, base string) (s stored, ok bool, err error
 // names is still somebody's, but each name counted by itself.
 func (s *stored) gone() { s.balance.drop(s.counted(), 1) }
 
-// dropPartial removes what is kept aside of uploads to base.
-func (j *jail) dropPartial(t *tree, dir int, base string) {
+// liftPartial takes what is kept aside of uploads to base out of the way, before
+// base changes: a crash in between must not leave it beside other content. ended
+// removes it, or puts it back if the change did not come about. The name's lock
+// must be held.
+func (j *jail) liftPartial(t *tree, dir int, base string) (ended func(changed bool)) {
 	part := partialName(base)
-	if s, ok, _ := j.look(t, dir, part); ok && unix.Unlinkat(dir, part, 0) == nil {
-		s.gone()
+	s, ok, _ := j.look(t, dir, part)
+	if !ok {
+		return func(bool) {}
+	}
+	away := j.set.stageName(uploadCopied, "") // what recovery removes
+	j.set.staging(away, true)
+	if unix.Renameat(dir, part, dir, away) != nil {
+		j.set.staging(away, false)
+		return func(bool) {}
+	}
+	return func(changed bool) {
+		if !changed {
+			unix.Renameat(dir, away, dir, part)
+		} else if unix.Unlinkat(dir, away, 0) == nil {
+			s.gone()
+		}
+		j.set.staging(away, false)
 	}
 }
 
@@ -891,22 +971,22 @@ func (j *jail) mkdir(p string) error {
 	if unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
 		return errExists // rather than "over quota"
 	}
-	if err := j.reserve(0, 1); err != nil {
+	t := dir.t
+	if err := j.reserve(t, 0, 1); err != nil {
 		return err
 	}
-	t, _ := j.locate(p)
-	defer j.lockNames(dir.name(base))()
+	defer j.set.lockNames(dir.name(base))()
 	if err := unix.Mkdirat(int(dir.Fd()), base, 0o777); err != nil {
-		j.balance.unreserve(0, 1)
+		t.balance.unreserve(0, 1)
 		if err == unix.EEXIST {
 			return errExists
 		}
 		return err
 	}
-	if j.ownName(t, int(dir.Fd()), base) == j.balance {
-		j.balance.land(quota{0, 1}, quota{0, 1}, quota{})
+	if j.ownName(t, int(dir.Fd()), base) == t.balance {
+		t.balance.land(quota{0, 1}, quota{0, 1}, quota{})
 	} else {
-		j.balance.unreserve(0, 1)
+		t.balance.unreserve(0, 1)
 	}
 	return nil
 }
@@ -915,43 +995,44 @@ func (j *jail) mkdir(p string) error {
 // home, before it hears that he has to come again.
 const countingWait = 10 * time.Second
 
-// reserve takes room for bytes and files from the user's quota, and makes it
-// where when_full says so. It must not be called with a name's lock held.
-func (j *jail) reserve(bytes, files int64) error {
-	err := j.balance.reserve(j.key.quota, bytes, files)
-	for err != nil {
+// reserve takes room for bytes and files in t from the quota that holds there,
+// and makes it where when_full says so. Before it refuses, what is stored is
+// counted anew, if that was not done of late: something else may have removed
+// files. It must not be called with a name's lock held.
+func (j *jail) reserve(t *tree, bytes, files int64) error {
+	recounted := false
+	for {
+		err := t.balance.reserve(t.quota, bytes, files)
+		if err == nil {
+			return nil
+		}
 		if errors.Is(err, errCounting) {
-			if err = j.balance.wait(countingWait); err != nil {
+			if err = t.balance.wait(countingWait); err != nil {
 				return err
 			}
-		} else if !j.rotate || j.set.makeRoom == nil {
-			return err
-		} else if merr := j.set.makeRoom(j, bytes, files); merr != nil {
-			return errors.Join(err, merr)
+			continue
 		}
-		err = j.balance.reserve(j.key.quota, bytes, files)
+		if j.rotate && t == j.home && j.set.makeRoom != nil && j.set.makeRoom(j, bytes, files) == nil {
+			continue
+		}
+		if recounted || j.set.recount == nil || !j.set.recount(j, t.balance) {
+			return err
+		}
+		recounted = true
 	}
-	return nil
 }
 
 // ensure is reserve without taking anything: it tells whether there is room, and
 // makes it.
-func (j *jail) ensure(bytes, files int64) error {
-	for {
-		_, _, known := j.balance.usage()
-		if j.balance == nil || known && j.balance.has(j.key.quota, bytes, files) {
-			return nil
-		}
-		if known && j.rotate && j.set.makeRoom != nil {
-			if err := j.set.makeRoom(j, bytes, files); err == nil {
-				return nil
-			}
-		}
-		if err := j.reserve(bytes, files); err != nil {
-			return err
-		}
-		j.balance.unreserve(bytes, files)
+func (j *jail) ensure(t *tree, bytes, files int64) error {
+	if _, _, known := t.balance.usage(); t.balance == nil || known && t.balance.has(t.quota, bytes, files) {
+		return nil
 	}
+	err := j.reserve(t, bytes, files)
+	if err == nil {
+		t.balance.unreserve(bytes, files)
+	}
+	return err
 }
 
 // remove deletes a file, a link or a special file, not a directory, and what
@@ -963,7 +1044,7 @@ func (j *jail) remove(p string) error {
 	}
 	defer dir.close()
 	t, _ := j.locate(p)
-	defer j.lockNames(dir.name(base))()
+	defer j.set.lockNames(dir.name(base))()
 	return j.unlink(t, int(dir.Fd()), base)
 }
 
@@ -976,14 +1057,13 @@ func (j *jail) unlink(t *tree, dir int, base string) error {
 	if !ok {
 		return unix.ENOENT
 	}
-	if !old.isDir() {
-		j.dropPartial(t, dir, base) // first: a crash in between must not leave it for another file
+	ended := j.liftPartial(t, dir, base)
+	err = unix.Unlinkat(dir, base, 0)
+	ended(err == nil)
+	if err == nil {
+		old.gone()
 	}
-	if err := unix.Unlinkat(dir, base, 0); err != nil {
-		return err
-	}
-	old.gone()
-	return nil
+	return err
 }
 
 // rmdir removes an empty directory. Partials that only the server sees do not
@@ -995,7 +1075,7 @@ func (j *jail) rmdir(p string) error {
 	}
 	defer dir.close()
 	t, _ := j.locate(p)
-	defer j.lockNames(dir.name(base))()
+	defer j.set.lockNames(dir.name(base))()
 	old, ok, err := j.look(t, int(dir.Fd()), base)
 	if err != nil {
 		return err
@@ -1070,17 +1150,17 @@ func (j *jail) rename(from, to string, replace bool) error {
 			return err
 		}
 		// Room is made without the locks, which the maker of it takes too.
-		if err := j.reserve(short.bytes, short.files); err != nil {
+		if err := j.reserve(tt, short.bytes, short.files); err != nil {
 			return err
 		}
-		j.balance.unreserve(short.bytes, short.files)
+		tt.balance.unreserve(short.bytes, short.files)
 	}
 }
 
 // renameLocked is one try at rename. short is what the user's quota has no room
 // for, if that was in the way.
 func (j *jail) renameLocked(from *tree, fromDir parentDir, fb string, to *tree, toDir parentDir, tb string, replace bool) (short quota, err error) {
-	defer j.lockNames(fromDir.name(fb), toDir.name(tb))()
+	defer j.set.lockNames(fromDir.name(fb), toDir.name(tb))()
 	fd, td := int(fromDir.Fd()), int(toDir.Fd())
 	moved, ok, err := j.look(from, fd, fb)
 	if err != nil {
@@ -1102,7 +1182,7 @@ func (j *jail) renameLocked(from *tree, fromDir parentDir, fb string, to *tree, 
 	// Into a home, or a share, a file comes at the expense of who brings it.
 	pays := moved.balance
 	if from != to {
-		pays = j.balance
+		pays = to.balance
 	}
 	lost := quota{}
 	if exists && old.balance == pays {
@@ -1111,7 +1191,7 @@ func (j *jail) renameLocked(from *tree, fromDir parentDir, fb string, to *tree, 
 	need := quota{}
 	if pays != moved.balance {
 		need = quota{max(moved.counted()-lost.bytes, 0), 1 - lost.files}
-		if err := pays.reserve(j.key.quota, need.bytes, need.files); err != nil {
+		if err := pays.reserve(to.quota, need.bytes, need.files); err != nil {
 			return need, err
 		}
 	}
@@ -1119,10 +1199,12 @@ func (j *jail) renameLocked(from *tree, fromDir parentDir, fb string, to *tree, 
 	if moved.isDir() || !replace {
 		flags = unix.RENAME_NOREPLACE // rename(2) would replace an empty directory
 	}
+	ended := func(bool) {}
 	if !moved.isDir() {
-		j.dropPartial(to, td, tb) // of the content that is about to go
+		ended = j.liftPartial(to, td, tb) // of the content that is about to go
 	}
-	if err = renameat(fd, fb, td, tb, flags); err != nil {
+	err = renameat(fd, fb, td, tb, flags)
+	if ended(err == nil); err != nil {
 		pays.unreserve(need.bytes, need.files)
 		if err == unix.EEXIST || err == unix.ENOTEMPTY {
 			err = errExists

@@ -138,6 +138,8 @@ const (
 type hookSinks struct {
 	// ran counts one try of a command that the configuration has, by its result.
 	ran func(command, result string, took time.Duration)
+	// after is told that a command of this user has worked in his home.
+	after func(user string)
 	// lost counts one event for which nothing runs any more. command is "" for
 	// hookLostCorrupt.
 	lost func(command, reason string)
@@ -573,6 +575,7 @@ func (q *hookQueue) handle(ctx context.Context, l *hookLane, e *hookEntry) {
 	})
 	result := hookResult(r)
 	q.sinks.ran(ev.Command, result, r.took)
+	q.sinks.after(ev.User)
 	log = log.With("result", result, "dur", r.took)
 	if r.left {
 		log.Warn("on_upload command cannot be ended")

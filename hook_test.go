@@ -54,6 +54,7 @@ func newHookBench(t *testing.T, dir string) *hookBench {
 	b.cfg.Commands = map[string]commandConfig{"thumb": {Run: []string{"/bin/true"}}}
 	var err error
 	b.hookQueue, err = newHookQueue(dir, func() *config { return b.cfg }, slog.New(slog.NewTextHandler(b.log, nil)), hookSinks{
+		after: func(string) {},
 		ran: func(command, result string, _ time.Duration) {
 			b.mu.Lock()
 			defer b.mu.Unlock()

@@ -4,8 +4,9 @@
 // ledger.go, which do each of these things to one name, because it decides when
 // and to which, and bounds the work of a turn.
 //
-// Everything is done by the one goroutine that start begins. It never holds a
-// name's lock but inside the calls to fs.go.
+// One loop decides; each sweep has a goroutine of its own, few at a time, so that
+// a home that hangs (a network disk whose server is gone) holds up nobody else.
+// Room for an upload is made by the session that waits for it.
 
 package main
 
@@ -20,6 +21,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -35,6 +37,11 @@ const (
 	sweepMax    = time.Hour        // the same
 	clockSlack  = 10 * time.Minute // a clock that moves by more than it ran was set
 	clockPause  = time.Hour        // nothing is removed for its age so long after that
+
+	sweepsAtOnce = 2               // a disk is not read faster by more
+	sweepStuck   = time.Minute     // without looking at another sweepBatch of names
+	sweepsHung   = 8               // then no more are begun: so many homes hang
+	sweepGrace   = 5 * time.Second // at the end, for sweeps to notice it
 
 	// A sweep that nobody waits for pauses after so many names: a home of a
 	// million files takes a minute, and an idle core hardly notices.
@@ -264,37 +271,53 @@ func (s *sweep) note(t *tree, dir int, rel, name string, st *unix.Stat_t, stage,
 
 // --- the loop ---
 
-// A housekeeper is the one goroutine that does all this.
+// A housekeeper decides when homes are swept.
 type housekeeper struct {
-	users  func() []*user
-	user   func(name string) *user
+	users  *users
 	jails  *jailSet
 	ledger *ledger
 	config func() *config
 	log    *slog.Logger
 
-	ctx      context.Context
-	requests chan func()
-	begun    sync.Once
-	done     chan struct{} // closed when run has returned
+	ctx   context.Context
+	begun sync.Once
+	asked chan *sweepJob
+	over  chan *sweepJob
+	done  chan struct{} // closed when run has returned
 
-	mu  sync.Mutex
-	due map[string]time.Time // by user: when his home is to be swept; guarded by mu
+	mu         sync.Mutex
+	due        map[string]time.Time // by user: when his home is to be swept
+	urgent     map[string]bool      // users whose first sweep somebody may wait for
+	rotations  map[fileID]*rotation // by home
+	quietUntil time.Time            // nothing is removed for its age before
 
-	// of the goroutine alone
-	started    time.Time
-	urgent     map[string]bool    // users whose first sweep somebody may wait for
-	candidates map[fileID][]found // by home: the oldest files, oldest first
-	saved      time.Time
-	lastWall   time.Time // without the monotonic clock
-	lastTick   time.Time
-	quietUntil time.Time // nothing is removed for its age before
+	// of the loop alone
+	started  time.Time
+	running  map[*sweepJob]bool // false: given up
+	saved    time.Time
+	lastWall time.Time // without the monotonic clock
+	lastTick time.Time
+}
+
+// sweepJob is one sweep.
+type sweepJob struct {
+	u          *user
+	background bool
+	seen       atomic.Int64 // names looked at so far
+	noted      int64        // of these, when the loop last looked
+	moved      time.Time    // when it last saw them grow
+
+	was, is ledgerEntry
+	err     error
+	done    chan struct{}
 }
 
 func newHousekeeper(ctx context.Context, us *users, jails *jailSet, cfg func() *config, log *slog.Logger) *housekeeper {
-	h := &housekeeper{users: us.all, user: us.get, jails: jails, ledger: jails.ledger, config: cfg, log: log, ctx: ctx,
-		requests: make(chan func()), done: make(chan struct{}), due: map[string]time.Time{}, candidates: map[fileID][]found{}, urgent: map[string]bool{}}
+	h := &housekeeper{users: us, jails: jails, ledger: jails.ledger, config: cfg, log: log, ctx: ctx,
+		asked: make(chan *sweepJob), over: make(chan *sweepJob), done: make(chan struct{}),
+		due: map[string]time.Time{}, urgent: map[string]bool{}, rotations: map[fileID]*rotation{}, running: map[*sweepJob]bool{}}
 	jails.makeRoom = h.makeRoom
+	jails.recount = h.recount
 	jails.attend = h.attend
 	jails.logger = log
 	return h
@@ -318,42 +341,84 @@ func (h *housekeeper) run() {
 	defer tick.Stop()
 	h.started = time.Now()
 	h.lastTick = h.started
-	h.lastWall = h.lastTick.Round(0)
-	h.saved = h.lastTick
-	h.adopt()
-	h.save(false)
+	h.lastWall = h.started.Round(0)
+	h.saved = h.started
+	planned := make(chan struct{})
+	go func() {
+		defer close(planned)
+		h.planAll()
+	}()
 	for {
-		for h.turn() && h.pause(false) == nil {
-		}
+		h.sweepDue()
 		select {
 		case <-h.ctx.Done():
+			h.stop(planned)
 			return
-		case fn := <-h.requests:
-			fn()
-		case <-tick.C:
+		case j := <-h.asked:
+			h.begin(j)
+		case j := <-h.over:
+			delete(h.running, j)
+		case <-planned:
+			planned = nil
+		case now := <-tick.C:
+			h.watchClock(now)
+			h.watchSweeps(now)
+			if planned == nil && now.Sub(h.saved) >= ledgerEvery {
+				h.saved = now
+				planned = make(chan struct{})
+				go func() {
+					defer close(planned)
+					h.planAll() // who was added since
+					h.save(false)
+				}()
+				h.forgetRotations(now)
+			}
 		}
 	}
 }
 
-// adopt opens the balance of every user whose home is there, and plans the
-// first sweeps: at once where the ledger is in doubt, else spread over the time.
-func (h *housekeeper) adopt() {
-	for _, u := range h.users() {
-		h.plan(u)
+// stop waits for what runs, but not for what hangs.
+func (h *housekeeper) stop(planned chan struct{}) {
+	t := time.NewTimer(sweepGrace)
+	defer t.Stop()
+	for h.active() > 0 || planned != nil {
+		select {
+		case j := <-h.over:
+			delete(h.running, j)
+		case <-planned:
+			planned = nil
+		case <-t.C:
+			h.log.Warn("a sweep did not end in time")
+			return
+		}
 	}
 }
 
+// planAll plans the first sweep of everybody who has none planned.
+func (h *housekeeper) planAll() {
+	for _, u := range h.users.all() {
+		h.mu.Lock()
+		_, planned := h.due[u.Name]
+		h.mu.Unlock()
+		if !planned && h.ctx.Err() == nil {
+			h.plan(u)
+		}
+	}
+}
+
+// plan opens a user's balance, if his home is there, and plans his first sweep:
+// at once where the ledger is in doubt, else some time within a day.
 func (h *housekeeper) plan(u *user) {
-	dir, err := os.Open(u.Home)
+	fd, err := unix.Open(u.Home, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
+	dir := os.NewFile(uintptr(fd), u.Home)
 	defer dir.Close()
 	var home entry
 	if fstat(dir, &home) != nil {
 		return
 	}
-	now := time.Now()
 	later := cmp.Or(h.config().Transfer.PartialTTL.std(), countEvery)
 	if u.Expire > 0 {
 		later = min(later, sweepMin)
@@ -368,64 +433,89 @@ func (h *housekeeper) plan(u *user) {
 	} else if !h.ledger.clean {
 		later = 0
 	}
-	if later == 0 {
-		h.urgent[u.Name] = true
-	} else {
+	if later > 0 {
 		hash := fnv.New32a()
 		hash.Write([]byte(u.Name))
 		later = min(later, countEvery) - time.Duration(hash.Sum32())%(min(later, countEvery)/2+1)
+	} else {
+		h.mu.Lock()
+		h.urgent[u.Name] = true
+		h.mu.Unlock()
 	}
-	h.attend(u.Name, now.Add(later))
+	h.attend(u.Name, time.Now().Add(later))
 }
 
-// turn does what is due, one home at most, and tells whether there was one.
-func (h *housekeeper) turn() bool {
-	now := time.Now()
-	h.watchClock(now)
-	if now.Sub(h.saved) >= ledgerEvery {
-		h.saved = now
-		for _, u := range h.users() { // who was added since
-			h.mu.Lock()
-			_, planned := h.due[u.Name]
-			h.mu.Unlock()
-			if !planned {
-				h.plan(u)
+// active is how many sweeps are running and not given up.
+func (h *housekeeper) active() int {
+	n := 0
+	for _, alive := range h.running {
+		if alive {
+			n++
+		}
+	}
+	return n
+}
+
+// sweepDue begins what is due, as far as there is a place for it.
+func (h *housekeeper) sweepDue() {
+	for h.active() < sweepsAtOnce && len(h.running) < sweepsHung {
+		now := time.Now()
+		h.mu.Lock()
+		name, urgent := "", false
+		for user, at := range h.due {
+			if !at.After(now) && (name == "" || at.Before(h.due[name])) {
+				name = user
 			}
 		}
-		h.save(false)
-		for id := range h.candidates { // who needs them soon again will find them again
-			delete(h.candidates, id)
+		if name != "" {
+			urgent = h.urgent[name]
+			delete(h.due, name)
+			delete(h.urgent, name)
+		}
+		h.mu.Unlock()
+		if name == "" {
+			return
+		}
+		u := h.users.get(name)
+		if u == nil {
+			continue
+		}
+		known := true
+		if b := h.ledger.user(name); b != nil {
+			_, _, known = b.usage()
+		}
+		h.begin(&sweepJob{u: u, background: known && !urgent, done: make(chan struct{})})
+	}
+}
+
+func (h *housekeeper) begin(j *sweepJob) {
+	h.running[j] = true
+	j.moved = time.Now()
+	go func() {
+		j.was, j.is, j.err = h.sweep(j)
+		if j.err != nil && !errors.Is(j.err, os.ErrNotExist) && h.ctx.Err() == nil {
+			h.log.Error("home not counted", "user", j.u.Name, "home", j.u.Home, "error", j.err)
+			h.attend(j.u.Name, time.Now().Add(sweepMax))
+		}
+		close(j.done)
+		select {
+		case h.over <- j:
+		case <-h.done:
+		}
+	}()
+}
+
+// watchSweeps gives up those that do not get on: their homes hang, and they hold
+// up nobody from then on.
+func (h *housekeeper) watchSweeps(now time.Time) {
+	for j, alive := range h.running {
+		if n := j.seen.Load(); n != j.noted || !alive {
+			j.noted, j.moved = n, now
+		} else if now.Sub(j.moved) > sweepStuck {
+			h.running[j] = false
+			h.log.Error("home does not answer", "user", j.u.Name, "home", j.u.Home, "for", now.Sub(j.moved).Round(time.Second))
 		}
 	}
-	h.mu.Lock()
-	name := ""
-	for user, at := range h.due {
-		if !at.After(now) && (name == "" || at.Before(h.due[name])) {
-			name = user
-		}
-	}
-	if name != "" {
-		delete(h.due, name)
-	}
-	h.mu.Unlock()
-	if name == "" {
-		return false
-	}
-	u := h.user(name)
-	if u == nil {
-		return true
-	}
-	known := true
-	if b := h.ledger.user(name); b != nil {
-		_, _, known = b.usage()
-	}
-	background := known && !h.urgent[name]
-	delete(h.urgent, name)
-	if _, _, err := h.sweep(u, background); err != nil && !errors.Is(err, os.ErrNotExist) && h.ctx.Err() == nil {
-		h.log.Error("home not counted", "user", name, "home", u.Home, "error", err)
-		h.attend(name, now.Add(sweepMax))
-	}
-	return true
 }
 
 // watchClock notices a clock that was set: for a while then no age is believed.
@@ -434,14 +524,16 @@ func (h *housekeeper) watchClock(now time.Time) {
 	ran := now.Sub(h.lastTick)
 	if jump := wall.Sub(h.lastWall) - ran; jump > clockSlack || jump < -clockSlack {
 		h.log.Warn("the clock was set; files are not removed for their age for a while", "by", jump.Round(time.Second), "pause", clockPause)
+		h.mu.Lock()
 		h.quietUntil = now.Add(clockPause)
+		h.mu.Unlock()
 	}
 	h.lastTick, h.lastWall = now, wall
 }
 
 func (h *housekeeper) save(clean bool) {
 	homes := map[string]string{}
-	for _, u := range h.users() {
+	for _, u := range h.users.all() {
 		if u.Quota != "filesystem" {
 			homes[u.Name] = u.Home
 		}
@@ -459,49 +551,44 @@ func (h *housekeeper) end(quiet bool) {
 	h.ledger.close()
 }
 
-// pause is the pace of sweeps: requests are served in between, and background
-// sweeps rest.
+// pause is the pace of a sweep: in the background it rests now and then.
 func (h *housekeeper) pause(background bool) error {
 	if !background {
-		select {
-		case fn := <-h.requests:
-			fn()
-		default:
-		}
 		return h.ctx.Err()
 	}
 	t := time.NewTimer(sweepPause)
 	defer t.Stop()
-	for {
-		select {
-		case fn := <-h.requests:
-			fn()
-		case <-t.C:
-			return nil
-		case <-h.ctx.Done():
-			return h.ctx.Err()
-		}
+	select {
+	case <-t.C:
+		return nil
+	case <-h.ctx.Done():
+		return h.ctx.Err()
 	}
 }
 
 // sweep counts one user's home and does what there is to do.
-func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err error) {
+func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
+	u := job.u
 	if _, err := os.Stat(u.Home); err != nil {
 		return was, is, err // enter would make it
 	}
-	j, err := h.jails.enter(u.jailSpec())
+	j, err := h.jails.enter(h.users.jailSpec(u))
 	if err != nil {
 		return was, is, err
 	}
 	defer h.jails.leave(j)
 	h.mu.Lock()
 	delete(h.due, u.Name) // what enter asks for is done here
+	quietUntil := h.quietUntil
 	h.mu.Unlock()
 	started := time.Now()
-	s := &sweep{j: j, pace: func() error { return h.pause(background) }}
-	for _, other := range h.users() {
+	s := &sweep{j: j, pace: func() error {
+		job.seen.Add(sweepBatch)
+		return h.pause(job.background)
+	}}
+	for _, other := range h.users.all() {
 		if other.Name != u.Name && other.Home == u.Home && len(other.Shares) > 0 && j.balance != nil {
-			if o, err := h.jails.enter(other.jailSpec()); err == nil {
+			if o, err := h.jails.enter(h.users.jailSpec(other)); err == nil {
 				defer h.jails.leave(o)
 				s.others = append(s.others, o)
 			} else {
@@ -510,7 +597,7 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 		}
 	}
 	ttl := h.config().Transfer.PartialTTL.std()
-	if !started.Before(h.quietUntil) {
+	if !started.Before(quietUntil) {
 		if ttl > 0 {
 			s.partialBefore = started.Add(-ttl)
 		}
@@ -580,7 +667,7 @@ func (h *housekeeper) sweep(u *user, background bool) (was, is ledgerEntry, err 
 	if stuck {
 		soon(recountMin)
 	}
-	if quiet := time.Until(h.quietUntil); quiet > 0 {
+	if quiet := time.Until(quietUntil); quiet > 0 {
 		next = max(next, quiet)
 	}
 	h.attend(u.Name, time.Now().Add(next))
@@ -613,69 +700,114 @@ func (h *housekeeper) recovered(j *jail, f *found) bool {
 	return result != ""
 }
 
-// ask has fn done by the loop and waits for it.
-func (h *housekeeper) ask(fn func() error) error {
-	done := make(chan error, 1)
+// scan counts a user's home now.
+func (h *housekeeper) scan(u *user) (was, is ledgerEntry, err error) {
+	j := &sweepJob{u: u, done: make(chan struct{})}
 	select {
-	case h.requests <- func() { done <- fn() }:
-		return <-done
+	case h.asked <- j:
 	case <-h.ctx.Done():
-		return context.Canceled
+		return was, is, context.Canceled
+	}
+	select {
+	case <-j.done:
+		return j.was, j.is, j.err
+	case <-h.ctx.Done():
+		return was, is, context.Canceled
 	}
 }
 
-// scan counts a user's home now.
-func (h *housekeeper) scan(u *user) (was, is ledgerEntry, err error) {
-	err = h.ask(func() (err error) {
-		was, is, err = h.sweep(u, false)
-		return err
-	})
-	return was, is, err
+// recount counts a user's home before he is refused something for want of room,
+// if b, which is his, was not counted of late.
+func (h *housekeeper) recount(j *jail, b *balance) bool {
+	if b != j.balance {
+		return false
+	}
+	b.mu.Lock()
+	old := time.Since(b.last) > recountMin
+	b.mu.Unlock()
+	u := h.users.get(j.key.user)
+	if !old || u == nil {
+		return false
+	}
+	_, _, err := h.scan(u)
+	return err == nil
 }
 
 // --- rotation ---
 
 var errNothingOld = errors.New("no old file that could make room")
 
+// A rotation has what is known of a home's oldest files, oldest first.
+type rotation struct {
+	mu   sync.Mutex // held while room is made
+	list []found
+	used time.Time
+}
+
+func (h *housekeeper) rotation(id fileID) *rotation {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.rotations[id]
+	if r == nil {
+		r = &rotation{}
+		h.rotations[id] = r
+	}
+	r.used = time.Now()
+	return r
+}
+
+// forgetRotations gives up what was not used of late: who needs it again will
+// find it again.
+func (h *housekeeper) forgetRotations(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, r := range h.rotations {
+		if now.Sub(r.used) > ledgerEvery && r.mu.TryLock() {
+			delete(h.rotations, id)
+			r.mu.Unlock()
+		}
+	}
+}
+
 // makeRoom removes a user's oldest complete files until his quota has room for
 // so much more. It removes nothing if that would not be enough.
 func (h *housekeeper) makeRoom(j *jail, bytes, files int64) error {
-	return h.ask(func() error {
-		q := j.key.quota
-		if q.bytes > 0 && bytes > q.bytes || q.files > 0 && files > q.files {
-			return errNothingOld
+	q := j.key.quota
+	if q.bytes > 0 && bytes > q.bytes || q.files > 0 && files > q.files {
+		return errNothingOld
+	}
+	r := h.rotation(j.home.id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	walked := false
+	for !j.balance.has(q, bytes, files) {
+		if err := h.ctx.Err(); err != nil {
+			return err
 		}
-		id, walked := j.home.id, false
-		for {
-			if j.balance.has(q, bytes, files) {
-				return nil
+		if len(r.list) == 0 {
+			if walked {
+				return errNothingOld
 			}
-			list := h.candidates[id]
-			if len(list) == 0 {
-				if walked {
-					return errNothingOld
-				}
-				walked = true
-				s := &sweep{j: j, oldest: keptOldest, pace: func() error { return h.ctx.Err() }}
-				if err := s.walk(j.home); err != nil {
-					return err
-				}
-				if !j.balance.has(q, bytes-s.spare.bytes, files-s.spare.files) {
-					return errNothingOld
-				}
-				list = make([]found, len(s.old))
-				for i := len(list) - 1; i >= 0; i-- {
-					list[i] = heap.Pop(&s.old).(found)
-				}
-				h.candidates[id] = list
-				continue
+			walked = true
+			s := &sweep{j: j, oldest: keptOldest, pace: h.ctx.Err}
+			if err := s.walk(j.home); err != nil {
+				return err
 			}
-			f := list[0]
-			h.candidates[id] = list[1:]
-			if j.removeFound(&f, true) == nil {
-				walked = false
-				h.log.Info("file removed", "user", j.key.user, "path", "/"+f.rel, "bytes", f.size, "modified", time.Unix(f.sec, f.nsec).UTC(), "result", "rotated")
+			if !j.balance.has(q, bytes-s.spare.bytes, files-s.spare.files) {
+				return errNothingOld
 			}
+			r.list = make([]found, len(s.old))
+			for i := len(r.list) - 1; i >= 0; i-- {
+				r.list[i] = heap.Pop(&s.old).(found)
+			}
+			continue
 		}
-	})
+		f := r.list[0]
+		r.list = r.list[1:]
+		if f.t = j.home; j.removeFound(&f, true) == nil {
+			walked = false
+			h.log.Info("file removed", "user", j.key.user, "path", "/"+f.rel, "bytes", f.size, "modified", time.Unix(f.sec, f.nsec).UTC(), "result", "rotated")
+		}
+	}
+	return nil
 }

@@ -72,6 +72,9 @@ type ledger struct {
 	noLock error
 	wrote  [sha256.Size]byte // of what was last written
 
+	begun   sync.Once
+	writing sync.Mutex // held while the file is written
+
 	mu    sync.Mutex
 	homes map[fileID]*balance
 	users map[string]*balance
@@ -93,6 +96,7 @@ type balance struct {
 	// moved grows with every change that a count can see before or after it was
 	// noted here: how far a count made meanwhile can be off.
 	moved   quota
+	last    time.Time     // when it was last counted
 	shaken  uint32        // changes whose size nobody knows: a count made meanwhile is worth nothing
 	busy    int32         // changes of names that are just going on
 	known   bool          // false: bytes and files are only what changed since the start
@@ -222,7 +226,16 @@ func (l *ledger) save(homes map[string]string, clean bool) error {
 		}
 	}
 	l.mu.Unlock()
-	entries := slices.SortedFunc(maps.Values(byHome), func(a, b ledgerEntry) int { return strings.Compare(a.Home, b.Home) })
+	return l.write(slices.Collect(maps.Values(byHome)), clean)
+}
+
+func (l *ledger) write(entries []ledgerEntry, clean bool) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	slices.SortFunc(entries, func(a, b ledgerEntry) int { return strings.Compare(a.Home, b.Home) })
+	if entries == nil {
+		entries = []ledgerEntry{}
+	}
 	balances, err := json.Marshal(entries)
 	if err != nil {
 		return err
@@ -251,6 +264,25 @@ func (l *ledger) save(homes map[string]string, clean bool) error {
 	return nil
 }
 
+// begin has the disk say that this run has begun to change things, before the
+// first of them: what the last run left is no longer the truth after a crash.
+func (l *ledger) begin() {
+	l.begun.Do(func() {
+		file := filepath.Join(l.dir, ledgerName)
+		if l.lock == nil || l.past == nil || !l.clean {
+			return // there is nothing, or nothing that would be believed
+		}
+		entries := slices.Collect(maps.Values(l.past))
+		err := l.write(entries, false)
+		if err != nil { // as on a full disk
+			err = os.Remove(file)
+		}
+		if err != nil {
+			l.log.Error("the quota ledger cannot be marked as in use; after a crash it may be believed, and be wrong", "file", file, "error", err)
+		}
+	})
+}
+
 func (l *ledger) close() {
 	if l.lock != nil {
 		l.lock.Close()
@@ -260,12 +292,24 @@ func (l *ledger) close() {
 // open is the balance of user's home, which is the directory id, born at that
 // time. fresh tells that it was made just now, and so holds nothing.
 func (l *ledger) open(user, home string, id fileID, born int64, fresh bool) *balance {
+	l.begin()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := l.homes[id]
-	if a != nil && (fresh || a.born != born) {
+	if a != nil && (a.born != born || fresh && born == 0) {
 		delete(l.homes, id) // the directory is another one, under the old one's number
 		a = nil
+	}
+	if a != nil && fresh { // another session was quicker
+		a.mu.Lock()
+		if !a.known {
+			a.known, a.exact = true, true // what changed since it was made is all there is
+			if a.counted != nil {
+				close(a.counted)
+				a.counted = nil
+			}
+		}
+		a.mu.Unlock()
 	}
 	if a == nil {
 		a = &balance{id: id, born: born}
@@ -526,6 +570,7 @@ func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is l
 	b.bytes = addSat(max(landed.bytes, 0), b.inflight.bytes)
 	b.files = max(landed.files, 0) + b.inflight.files
 	b.known = true
+	b.last = time.Now()
 	b.exact = sound && off == quota{}
 	if b.counted != nil {
 		close(b.counted)

@@ -502,7 +502,7 @@ func (s *session) login(u *user, method string, code int) error {
 		s.replyNow(codeClosing, fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
 		return errAbuse
 	}
-	j, err := s.srv.jails.enter(u.jailSpec())
+	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
 	if err != nil {
 		s.srv.leave(acc)
 		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", err)

@@ -469,11 +469,6 @@ func (s *session) recordTransfer(p, direction string, x *transfer, started time.
 	s.transferLog(result, p, moved, dur, err, sum)
 }
 
-// noRoom tells whether quota or disk is too small for an upload.
-func noRoom(err error) bool {
-	return errors.As(err, new(*quotaError)) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
-}
-
 // transferResult names how a transfer ended, for log and metrics.
 func transferResult(err error) string {
 	switch {

@@ -47,6 +47,10 @@ const (
 	tidyAfter = 1500 * time.Millisecond
 	tidyAbove = 2 << 20
 	maxSaid   = 1000 // bytes of one message
+
+	// hookRecount is how soon after an on_upload command a home is counted anew:
+	// one count for a burst of them.
+	hookRecount = 10 * time.Second
 )
 
 // A server is the daemon: what all sessions share. Its sessions are its own to
@@ -130,7 +134,8 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 		UploadHooks:       func() int { return s.hooks.len() },
 	})
 	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
-		ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost})
+		ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost,
+		after: func(user string) { s.house.attend(user, time.Now().Add(hookRecount)) }})
 	if err != nil {
 		return nil, err
 	}
@@ -757,17 +762,27 @@ func adjust(l *rate.Limiter, perSecond int64) *rate.Limiter {
 }
 
 // jailSpec is what fs.go needs to know of a user.
-func (u *user) jailSpec() jailSpec {
-	spec := jailSpec{user: u.Name, home: u.Home, quota: quota{int64(u.QuotaBytes), u.QuotaFiles},
+func (us *users) jailSpec(u *user) jailSpec {
+	spec := jailSpec{user: u.Name, home: u.Home, quota: u.limit(),
 		uncounted: u.Quota == "filesystem", rotate: u.WhenFull == "rotate"}
-	if len(u.Shares) > 0 {
-		spec.shares = make(map[string]shareSpec, len(u.Shares))
-		for name, sh := range u.Shares {
-			spec.shares[name] = shareSpec{path: sh.Path, write: sh.Write}
+	if len(u.Shares) == 0 {
+		return spec
+	}
+	spec.shares = make(map[string]shareSpec, len(u.Shares))
+	for name, sh := range u.Shares {
+		s := shareSpec{path: sh.Path, write: sh.Write}
+		for _, o := range us.all() {
+			if o.Quota != "filesystem" && (sh.Path == o.Home || strings.HasPrefix(sh.Path, o.Home+"/")) {
+				s.inHome, s.quota = o.Name, o.limit()
+			}
 		}
+		spec.shares[name] = s
 	}
 	return spec
 }
+
+// limit is a user's quota.
+func (u *user) limit() quota { return quota{int64(u.QuotaBytes), u.QuotaFiles} }
 
 // leave is enter's end.
 func (s *server) leave(a *account) {

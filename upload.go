@@ -79,6 +79,8 @@ type upload struct {
 	group   *syncGroup // who shares the cost of stable storage; nil if it is not durable
 	written int64      // bytes that the group counts as not there yet
 	unuse   func()     // of the old file; nil if there is none
+	live    string     // the staging file's name, as this process has it noted
+	claimed fileID     // the old file, if its room is promised to this upload
 
 	// What the ledger has been charged for this upload, and what of the old file
 	// need not be, because it will be gone: a replaced file is charged for its
@@ -99,7 +101,7 @@ func bootID() string {
 
 func (js *jailSet) stageName(kind uploadKind, base string) string {
 	name := stagePrefix + js.boot + randomName()[:randomDigits] + string(kind)
-	if full := name + "." + base; len(full) <= maxName {
+	if full := name + "." + base; base != "" && len(full) <= maxName {
 		return full
 	}
 	return name
@@ -139,7 +141,7 @@ func (j *jail) create(p string, kind uploadKind, offset int64, durable bool) (*u
 	}
 	u := &upload{jail: j, dir: dir, base: base, name: dir.name(base), kind: kind, durable: durable}
 	u.tree, _ = j.locate(p)
-	u.balance = j.balance
+	u.balance = u.tree.balance
 	if durable {
 		u.group = j.set.syncs.join(u.tree)
 	}
@@ -168,10 +170,11 @@ func (u *upload) begin(offset int64) error {
 		} else if err := u.old.mustBeFile(); err != nil {
 			return err
 		}
-		if old.balance == u.jail.balance {
+		u.unuse = u.jail.set.use(u.old.id())
+		if old.balance == u.balance && u.jail.set.claim(u.old.id()) {
+			u.claimed = u.old.id()
 			u.credit = quota{u.old.counted(), 1}
 		}
-		u.unuse = u.jail.set.use(u.old.id())
 	}
 
 	exists := u.old.isFile()
@@ -216,6 +219,8 @@ func (u *upload) createStage(kind uploadKind) error {
 		return err
 	}
 	name := u.jail.set.stageName(kind, u.base)
+	u.jail.set.staging(name, true)
+	u.live = name
 	fd, err := unix.Openat(int(u.dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o666)
 	if err != nil {
 		return err
@@ -263,7 +268,7 @@ func (u *upload) adopt(name string, offset int64) error {
 	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
 		return errBusy
 	}
-	defer u.jail.lockNames(u.name)()
+	defer u.jail.set.lockNames(u.name)()
 	var mine entry
 	if err := fstat(f, &mine); err != nil {
 		return err
@@ -283,11 +288,13 @@ func (u *upload) adopt(name string, offset int64) error {
 	}
 	others := now.balance != u.balance // in a share
 	if others {
-		if err := u.balance.reserve(u.jail.key.quota, mine.size, 1); err != nil {
+		if err := u.balance.reserve(u.tree.quota, mine.size, 1); err != nil {
 			return err
 		}
 	}
 	stage := u.jail.set.stageName(uploadResumed, u.base)
+	u.jail.set.staging(stage, true)
+	u.live = stage
 	if err := renameat(d, name, d, stage, unix.RENAME_NOREPLACE); err != nil {
 		if others {
 			u.balance.unreserve(mine.size, 1)
@@ -351,7 +358,7 @@ func (u *upload) charge(bytes, files int64) error {
 		return nil
 	}
 	bytes, files = max(bytes, 0), max(files, 0)
-	if err := u.jail.reserve(bytes, files); err != nil {
+	if err := u.jail.reserve(u.tree, bytes, files); err != nil {
 		return err
 	}
 	u.charged.bytes += bytes
@@ -371,7 +378,7 @@ func (u *upload) announced(size int64) error {
 	if u.balance == nil || n <= 0 {
 		return nil
 	}
-	return u.jail.ensure(n, 0)
+	return u.jail.ensure(u.tree, n, 0)
 }
 
 // Write puts p behind what was written before, if the quota has room for it.
@@ -452,7 +459,13 @@ func (u *upload) commit() error {
 				continue
 			}
 		}
-		u.discard()
+		if noRoom(err) {
+			u.refuse()
+		} else if u.resumed {
+			u.interrupt()
+		} else {
+			u.discard()
+		}
 		return err
 	}
 	var err error
@@ -481,16 +494,17 @@ func (u *upload) syncContent() error {
 
 // take is the moment of commit: the staging file becomes the target.
 func (u *upload) take() (short quota, err error) {
-	defer u.jail.lockNames(u.name)()
+	defer u.jail.set.lockNames(u.name)()
 	flags := uint(0)
 	if u.kind == uploadUnique {
 		flags = unix.RENAME_NOREPLACE
 	}
-	// An older try at the same name goes first, and not only if a file has the name
-	// now: left over, also by a crash right here, it could be spliced into this
-	// content by a later restart.
-	u.jail.dropPartial(u.tree, int(u.dir.Fd()), u.base)
-	return u.place(u.base, flags)
+	// An older try at the same name goes too, and not only if a file has the name
+	// now: left over, it could be spliced into this content by a later restart.
+	ended := u.jail.liftPartial(u.tree, int(u.dir.Fd()), u.base)
+	short, err = u.place(u.base, flags)
+	ended(err == nil)
+	return short, err
 }
 
 // place renames the staging file to to and settles what is charged for it: its
@@ -507,7 +521,7 @@ func (u *upload) place(to string, flags uint) (short quota, err error) {
 		lost = quota{old.counted(), 1}
 	}
 	more := quota{max(u.size-u.charged.bytes-lost.bytes, 0), max(1-u.charged.files-lost.files, 0)}
-	if err := u.balance.reserve(j.key.quota, more.bytes, more.files); err != nil {
+	if err := u.balance.reserve(u.tree.quota, more.bytes, more.files); err != nil {
 		return more, err
 	}
 	if err := renameat(d, u.stage, d, to, flags); err != nil {
@@ -548,6 +562,11 @@ func (u *upload) interrupt() {
 	u.end()
 }
 
+// noRoom tells whether quota or disk is too small for an upload.
+func noRoom(err error) bool {
+	return errors.As(err, new(*quotaError)) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+}
+
 // refuse ends an upload that there is no room for, and keeps nothing of it but
 // what was a partial before. Kept like other partials it would fill the quota or
 // the disk to the brim, in the way of every upload that does fit, for the sake
@@ -567,7 +586,7 @@ func (u *upload) refuse() {
 // was to replace a file, it did not count as far as that goes. It tells whether
 // anything is left.
 func (u *upload) fit() bool {
-	q := u.jail.key.quota
+	q := u.tree.quota
 	bytes, files, known := u.balance.usage()
 	if !known {
 		return true
@@ -597,7 +616,7 @@ func (u *upload) cut(n int64) bool {
 // keep gives the staging file the name of a partial.
 func (u *upload) keep() error {
 	j, d := u.jail, int(u.dir.Fd())
-	defer j.lockNames(u.name)()
+	defer j.set.lockNames(u.name)()
 	to := u.base
 	_, exists, err := j.look(u.tree, d, to)
 	if err != nil {
@@ -605,18 +624,20 @@ func (u *upload) keep() error {
 	}
 	// A partial under the name is replaced, the later try being the one that its
 	// client will go on with; a complete file is not.
+	ended := func(bool) {}
 	if exists && !isPartial(d, to) {
 		to = partialName(u.base)
 	} else {
-		j.dropPartial(u.tree, d, u.base) // a restart must find this one
+		ended = j.liftPartial(u.tree, d, u.base) // a restart must find this one
 	}
 	short, err := u.place(to, 0)
 	if err != nil && short.bytes > 0 {
 		// What was to be replaced stays, and needs its room: keep what fits beside.
-		if left, limited := u.balance.left(j.key.quota); limited && u.cut(u.size-short.bytes+left) {
+		if left, limited := u.balance.left(u.tree.quota); limited && u.cut(u.size-short.bytes+left) {
 			_, err = u.place(to, 0)
 		}
 	}
+	ended(err == nil)
 	if err != nil {
 		return err
 	}
@@ -658,6 +679,12 @@ func (u *upload) end() {
 	}
 	if u.unuse != nil {
 		u.unuse()
+	}
+	if u.live != "" {
+		u.jail.set.staging(u.live, false)
+	}
+	if u.claimed != (fileID{}) {
+		u.jail.set.unclaim(u.claimed)
 	}
 }
 

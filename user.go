@@ -501,7 +501,11 @@ func (c *userCommand) scan() error {
 	if _, err := os.Stat(u.Home); err != nil {
 		return err
 	}
-	j, err := newJailSet(l).enter(u.jailSpec())
+	all, err := loadUsers(c.users.dir, c.users.stateDir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	j, err := newJailSet(l).enter(all.jailSpec(u))
 	if err != nil {
 		return err
 	}
@@ -512,10 +516,6 @@ func (c *userCommand) scan() error {
 	}
 	fmt.Fprintln(c.stdout, scanResult(c.name, was, is))
 	homes := map[string]string{}
-	all, err := loadUsers(c.users.dir, c.users.stateDir, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
 	for _, u := range all.all() {
 		homes[u.Name] = u.Home
 	}

@@ -50,6 +50,8 @@ port() {
   pureftpds) echo $((BASE_PORT + 5)) ;;
   berth-durable) echo $((BASE_PORT + 6)) ;;
   start) echo $((BASE_PORT + 7)) ;;
+  berth-bare) echo $((BASE_PORT + 8)) ;;
+  berth-quota) echo $((BASE_PORT + 9)) ;;
   esac
 }
 
@@ -63,7 +65,7 @@ command_of() {
   vsftpd | vsftpds) echo "$VSFTPD $D/$1.conf" ;;
   pureftpd) echo "$PUREFTPD -S 127.0.0.1,$(port $1) $(pure_flags) -g $D/run/$1.own" ;;
   pureftpds) echo "$PUREFTPD -S 127.0.0.1,$(port $1) $(pure_flags) -g $D/run/$1.own -Y 1 -2 $D/both.pem" ;;
-  berth | berth-durable)
+  berth | berth-*)
     echo "setpriv --reuid=$WHO --regid=$WHO --clear-groups $BERTH serve --config $D/$1.toml" ;;
   esac
 }
@@ -90,6 +92,8 @@ setup() {
   configure_peers
   configure_berth berth false
   configure_berth berth-durable true
+  configure_berth berth-bare false --quota filesystem
+  configure_berth berth-quota false --quota 100GiB --files 1000000
   configure_start
 }
 
@@ -185,7 +189,7 @@ configure_berth() {
 	format = "text"
 	level = "warn"
 	X
-  berth_user "$1" "$D/home"
+  berth_user "$1" "$D/home" "${@:3}"
 }
 
 # configure_start is what a user's berth starts with: every default listener, on
@@ -211,7 +215,7 @@ configure_start() {
 berth_user() {
   local f="$D/$1.users/$WHO.toml"
   rm -f "$f"
-  echo $PASSWORD | "$BERTH" user add $WHO --config "$D/$1.toml" --password-stdin --home "$2" >/dev/null || fail "berth user add"
+  echo $PASSWORD | "$BERTH" user add $WHO --config "$D/$1.toml" --password-stdin --home "$2" "${@:3}" >/dev/null || fail "berth user add"
   sed -i '/^sessions *=/d' "$f"
   sed -i "1i sessions = $SESSIONS" "$f"
   "$BERTH" check --config "$D/$1.toml" >/dev/null || fail "berth check refuses $D/$1.toml"
@@ -344,9 +348,14 @@ one() {
     if [ "$2" = berth ]; then start "$2" && load idle "$2" --sessions 10000; fi
     start "$2" # 1,000 closing sessions are not the next server's affair
     ;;
-  durable) # a tag of its own: these are not the runs that the budgets speak about
-    load stor "$2" --tag durability --path up/s --size $((256 * MIB)) --sessions 4
-    for s in 1 8; do load small "$2" --tag durability --path sm/x --n 500 --sessions $s; done
+  durable) # a tag of its own: these are not the runs that the other budgets speak about
+    case $2 in
+    berth-bare | berth-quota) load stor "$2" --tag ledger --path shm/s --size $((1024 * MIB)) --sessions 1 ;;
+    *)
+      load stor "$2" --tag durability --path up/s --size $((256 * MIB)) --sessions 4
+      for s in 1 8; do load small "$2" --tag durability --path sm/x --n 500 --sessions $s; done
+      ;;
+    esac
     ;;
   esac
 }
@@ -394,7 +403,7 @@ run_phase() {
   local r n servers="vsftpd pureftpd berth"
   case $1 in
   tls | logintls) servers="vsftpds pureftpds berths" ;;
-  durable) servers="berth berth-durable" ;;
+  durable) servers="berth berth-durable berth-bare berth-quota" ;;
   start) servers="" ;;
   esac
   OUT=$D/results/$1.jsonl
@@ -460,6 +469,8 @@ def fixed($all; $what; $mine; $want; $metric; $op; $limit):
   ( ("disk", "tmpfs") as $t | ([1, 0.9], [8, 1]) as [$n, $limit] | ("up", "down") as $d
     | {scenario: "small", sessions: $n, tag: $t} as $w
     | ratio($all; "2,000 × 4 KiB \($d), \($t), \($n | at), files/s"; "berth"; "pureftpd"; $w; "\($d)_files_per_s"; "≥"; $limit) ),
+  ratio($all; "STOR 1 GiB with ledger and quota, CPU s/GiB"; "berth-quota"; "berth-bare"; {scenario: "stor", tag: "ledger"}; "cpu_s_per_gib"; "≤"; 1.03),
+  ratio($all; "4 KiB files, durable, 8 sessions beside 1, files/s"; "berth-durable"; "berth-durable"; {scenario: "small", tag: "durability", sessions: 8}; "up_files_per_s"; "≥"; 4; {scenario: "small", tag: "durability", sessions: 1}; "up_files_per_s"),
   fixed($all; "login beside the hash, 1 session, µs"; "berth"; {scenario: "login", sessions: 1}; "p50_us"; "≤"; 150),
   fixed($all; "TLS logins, 32 sessions, a second"; "berths"; {scenario: "login", sessions: 32}; "logins_per_s"; "≥"; 1000),
   fixed($all; "10,000 idle sessions, private KiB each"; "berth"; {scenario: "idle", sessions: 10000}; "private_kib_per_session"; "≤"; 4),
