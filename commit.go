@@ -44,7 +44,7 @@ type syncGroups struct {
 // A syncGroup is who waits for one file system.
 type syncGroup struct {
 	dev   uint64
-	fd    int          // of the file system; open before any upload of the group was begun, so that none of their errors is missed
+	fd    int          // of the file system
 	refs  int          // uploads that may come to wait; guarded by syncGroups.mu
 	dirty atomic.Int64 // bytes they have written
 
@@ -55,6 +55,7 @@ type syncGroup struct {
 	full    chan struct{} // told when so many wait; buffered
 	took    time.Duration // by the last flush
 	slow    time.Time     // no syncfs before
+	failed  bool          // no syncfs any more
 }
 
 // syncWait is one who waits. Once told by done, he either has his answer or is
@@ -90,17 +91,17 @@ var haveSyncfs = sync.OnceValue(func() bool {
 	return major > 5 || major == 5 && minor >= 8
 })
 
-// join is called for each upload before it writes; t is where.
-func (s *syncGroups) join(t *tree) *syncGroup {
+// join is called for each upload before it writes, with the directory it goes to.
+func (s *syncGroups) join(dir parentDir) *syncGroup {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g := s.groups[t.id.dev]
+	g := s.groups[dir.id.dev]
 	if g == nil {
-		fd, err := unix.FcntlInt(t.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			fd = -1
 		}
-		g = &syncGroup{dev: t.id.dev, fd: fd, full: make(chan struct{}, 1)}
+		g = &syncGroup{dev: dir.id.dev, fd: fd, full: make(chan struct{}, 1)}
 		if s.groups == nil {
 			s.groups = map[uint64]*syncGroup{}
 		}
@@ -192,22 +193,22 @@ func (g *syncGroup) linger() {
 func (g *syncGroup) flush(batch []*syncWait) {
 	began := time.Now()
 	g.mu.Lock()
-	whole := len(batch) > 1 && g.fd >= 0 && haveSyncfs() && began.After(g.slow) && g.dirty.Load() <= syncfsDirty
+	whole := len(batch) > 1 && g.fd >= 0 && !g.failed && haveSyncfs() && began.After(g.slow) && g.dirty.Load() <= syncfsDirty
 	g.mu.Unlock()
 	switch {
 	case whole:
-		err := unix.Syncfs(g.fd)
-		for _, w := range batch {
-			w.err = err
+		// A failed write is reported once to each descriptor that was open, so this
+		// one may hear of an upload that is not in the batch yet, or of none of ours.
+		// From then on each asks for itself: its own descriptor still knows.
+		if err := unix.Syncfs(g.fd); err != nil {
+			whole = false
+			g.mu.Lock()
+			g.failed = true
+			g.mu.Unlock()
+			flushEach(batch)
 		}
-	case len(batch) == 1:
-		batch[0].err = batch[0].flush()
 	default:
-		var wg sync.WaitGroup
-		for _, w := range batch {
-			wg.Go(func() { w.err = w.flush() })
-		}
-		wg.Wait()
+		flushEach(batch)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -215,6 +216,20 @@ func (g *syncGroup) flush(batch []*syncWait) {
 	if whole && g.took > syncfsSlow {
 		g.slow = time.Now().Add(syncfsPause)
 	}
+}
+
+// flushEach has every one flushed by itself, at the same time, which disks and
+// journals merge as well as they can.
+func flushEach(batch []*syncWait) {
+	if len(batch) == 1 {
+		batch[0].err = batch[0].flush()
+		return
+	}
+	var wg sync.WaitGroup
+	for _, w := range batch {
+		wg.Go(func() { w.err = w.flush() })
+	}
+	wg.Wait()
 }
 
 func (w *syncWait) flush() error {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"log/slog"
 	"os"
 	"path"
@@ -282,8 +283,8 @@ type jailSet struct {
 	syncs  syncGroups
 	ledger *ledger // nil: nothing is counted
 	boot   string  // of this run of the machine, in the names of staging files
-	// makeRoom removes old files of a user whose home is full, until q has room
-	// for that much more; nil: nobody does.
+	// makeRoom removes old files of a user whose home is full, until his quota has
+	// room for that much more; nil: nobody does.
 	makeRoom func(j *jail, bytes, files int64) error
 	// recount counts anew what b is about, if that was not done of late, and
 	// tells whether it has; nil: nobody does.
@@ -291,6 +292,8 @@ type jailSet struct {
 	// attend is told that a user's home wants a sweep by some time; nil: nobody.
 	attend func(user string, at time.Time)
 	logger *slog.Logger // nil: none
+	// stopping is closed when nothing is to be waited for any more; nil: never.
+	stopping <-chan struct{}
 
 	seed  maphash.Seed
 	names [nameLocks]sync.Mutex // by name: held from the look at it to the change
@@ -517,7 +520,7 @@ func (js *jailSet) join(key jailKey, mine *jail) *jail {
 		j = mine
 		js.open[key] = j
 	case mine != nil:
-		mine.close()
+		defer mine.close()
 	}
 	j.refs++
 	return j
@@ -526,10 +529,14 @@ func (js *jailSet) join(key jailKey, mine *jail) *jail {
 // leave gives back what enter gave; the last one closes the descriptors.
 func (js *jailSet) leave(j *jail) {
 	js.mu.Lock()
-	defer js.mu.Unlock()
-	if j.refs--; j.refs == 0 {
+	j.refs--
+	last := j.refs == 0
+	if last {
 		delete(js.open, j.key)
-		j.close()
+	}
+	js.mu.Unlock()
+	if last {
+		j.close() // without the lock: it may be on a dead network disk
 	}
 }
 
@@ -752,13 +759,13 @@ func (j *jail) removeFound(f *found, complete bool) error {
 	return j.unlink(f.t, int(dir.Fd()), base)
 }
 
-// recoverStage ends, in its place, an upload that a crash has cut off: by the
-// rules of an interruption if this is still the same run of the machine; else
-// nobody knows how much of the file the disk really has, and it is removed.
 // lockless is how long a staging file may lie still where the disk has no
 // flock(2) that could tell whether another berth is at it.
 const lockless = time.Hour
 
+// recoverStage ends, in its place, an upload that a crash has cut off: by the
+// rules of an interruption if this is still the same run of the machine; else
+// nobody knows how much of the file the disk really has, and it is removed.
 // since is when this berth began: what was created after that is an upload that
 // is about to take its lock. result tells what was done; "" is nothing, because
 // the upload is running.
@@ -803,6 +810,9 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	case leave:
 		u.end()
 		return "", nil
+	case base != "" && named.nlink > 1 && j.sameFile(dir, base, now.id()):
+		// Without RENAME_NOREPLACE a name is given by link(2) first.
+		result = "finished"
 	case base == "" || kind == uploadCopied || now.size == 0:
 		result = "removed"
 	case boot != j.set.boot:
@@ -811,6 +821,10 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 		result = "kept as a partial"
 	}
 	u.stage = stage
+	if result == "finished" {
+		u.discard()
+		return result, nil
+	}
 	if u.balance != nil {
 		u.charged = quota{now.size, 1}
 		u.balance.take(now.size, 1) // a sweep does not count staging files
@@ -824,6 +838,11 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 		u.discard()
 	}
 	return result, nil
+}
+
+func (j *jail) sameFile(dir parentDir, base string, id fileID) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && fileID{uint64(st.Dev), st.Ino} == id
 }
 
 // --- what changes names, and the ledger with them ---
@@ -903,7 +922,7 @@ type stored struct {
 	balance *balance
 }
 
-// bytes is what an entry counts for: the size of a regular file, nothing else.
+// counted is what an entry counts for: the size of a regular file, nothing else.
 func (e *entry) counted() int64 {
 	if e.isFile() {
 		return e.size
@@ -1007,7 +1026,7 @@ func (j *jail) reserve(t *tree, bytes, files int64) error {
 			return nil
 		}
 		if errors.Is(err, errCounting) {
-			if err = t.balance.wait(countingWait); err != nil {
+			if err = t.balance.wait(countingWait, j.set.stopping); err != nil {
 				return err
 			}
 			continue
@@ -1085,7 +1104,7 @@ func (j *jail) rmdir(p string) error {
 	}
 	err = unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
 	if err == unix.ENOTEMPTY || err == unix.EEXIST {
-		err = j.emptyDir(t, int(dir.Fd()), base)
+		err = j.emptyDir(t, int(dir.Fd()), base, dir.name(base))
 		if err == nil {
 			err = unix.Unlinkat(int(dir.Fd()), base, unix.AT_REMOVEDIR)
 		}
@@ -1097,7 +1116,8 @@ func (j *jail) rmdir(p string) error {
 }
 
 // emptyDir removes partials from a directory that holds nothing else.
-func (j *jail) emptyDir(t *tree, dir int, base string) error {
+// dirName is the directory's own name, whose lock is held.
+func (j *jail) emptyDir(t *tree, dir int, base string, dirName nameIn) error {
 	// O_NOFOLLOW, and only reserved names are touched: a directory swapped for
 	// a link meanwhile cannot make this delete anything a client can name.
 	fd, err := unix.Openat(dir, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -1106,16 +1126,39 @@ func (j *jail) emptyDir(t *tree, dir int, base string) error {
 	}
 	sub := os.NewFile(uintptr(fd), base)
 	defer sub.Close()
-	names, _ := sub.Readdirnames(64)
-	for _, name := range names {
-		if strings.HasPrefix(name, stagePrefix) {
-			return errBusy
-		}
-		if !strings.HasPrefix(name, partialPrefix) {
-			return unix.ENOTEMPTY
-		}
+	id, err := t.ownDir(sub)
+	if err != nil {
+		return err
 	}
-	for _, name := range names {
+	var parts []string
+	for {
+		names, err := sub.Readdirnames(1000)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if strings.HasPrefix(name, stagePrefix) {
+				return errBusy
+			}
+			if !strings.HasPrefix(name, partialPrefix) {
+				return unix.ENOTEMPTY
+			}
+		}
+		parts = append(parts, names...)
+	}
+	for _, name := range parts {
+		// Not waited for, as the directory's own lock is held: an upload that is
+		// about to take the partial up makes the directory busy anyway.
+		l := &j.set.names[j.set.nameHash(id.name(name))%nameLocks]
+		if mine := j.set.nameHash(dirName)%nameLocks == j.set.nameHash(id.name(name))%nameLocks; !mine {
+			if !l.TryLock() {
+				return errBusy
+			}
+			defer l.Unlock()
+		}
 		if s, ok, _ := j.look(t, fd, name); ok && unix.Unlinkat(fd, name, 0) == nil {
 			s.gone()
 		}

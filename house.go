@@ -38,17 +38,19 @@ const (
 	clockSlack  = 10 * time.Minute // a clock that moves by more than it ran was set
 	clockPause  = time.Hour        // nothing is removed for its age so long after that
 
-	sweepsAtOnce = 2               // a disk is not read faster by more
-	sweepStuck   = time.Minute     // without looking at another sweepBatch of names
-	sweepsHung   = 8               // then no more are begun: so many homes hang
-	sweepGrace   = 5 * time.Second // at the end, for sweeps to notice it
+	sweepsAtOnce = 2                // a disk is not read faster by more
+	sweepStuck   = time.Minute      // without looking at another sweepBatch of names
+	sweepsHung   = 8                // then no more are begun: so many homes hang
+	scanMost     = 10 * time.Minute // that somebody waits for a count
+	sweepGrace   = 5 * time.Second  // at the end, for sweeps to notice it
 
 	// A sweep that nobody waits for pauses after so many names: a home of a
 	// million files takes a minute, and an idle core hardly notices.
-	sweepBatch = 1000
-	sweepPause = 50 * time.Millisecond
-	sweepList  = 1000 // names one sweep acts on; more are left for the next one
-	keptOldest = 512  // names that one sweep finds for rotation
+	sweepBatch     = 1000
+	sweepPause     = 50 * time.Millisecond
+	sweepList      = 1000    // names one sweep acts on; more are left for the next one
+	sweepListBytes = 8 << 20 // of all their paths
+	keptOldest     = 512     // names that one sweep finds for rotation
 )
 
 // clockUnset is before any time that a machine with its clock set would give a
@@ -94,8 +96,11 @@ type sweep struct {
 	asides       int     // partials kept aside, over or not
 	firstFile    int64   // mtime of the oldest file whose time is not over, in Unix seconds; 0: none
 	spare        quota   // what the files take that rotation may remove
-	unseen       bool    // something could not be looked at
-	truncated    bool    // there was more to do than the lists hold
+	unseen       int     // directories that could not be looked at, and shares that are not there
+	firstUnseen  string
+	unseenErr    error
+	listBytes    int  // of names on the lists
+	truncated    bool // there was more to do than the lists hold
 	seen         int
 }
 
@@ -123,7 +128,9 @@ func (s *sweep) run() error {
 	}
 	been := map[fileID]bool{s.j.home.id: true}
 	for _, j := range append([]*jail{s.j}, s.others...) {
-		s.unseen = s.unseen || len(j.missing) > 0
+		for _, err := range j.missing {
+			s.uncounted("", err)
+		}
 		for _, t := range j.shares {
 			if t.write && !been[t.id] {
 				been[t.id] = true
@@ -136,16 +143,44 @@ func (s *sweep) run() error {
 	return nil
 }
 
+// A dirNode is a directory still to be visited, by its name in another one: whole
+// paths would take memory by the square of the depth.
+type dirNode struct {
+	in   *dirNode
+	name string
+}
+
+func (d *dirNode) path() string {
+	n := 0
+	for e := d; e != nil; e = e.in {
+		n += len(e.name) + 1
+	}
+	b := make([]byte, n)
+	for e := d; e != nil; e = e.in {
+		n -= len(e.name) + 1
+		b[n] = '/'
+		copy(b[n+1:], e.name)
+	}
+	return path.Clean(string(b[1:]))
+}
+
 // walk visits every directory of a tree, each opened by its path below the
 // tree and closed before the next: what is held is the names of directories
 // still to be visited.
 func (s *sweep) walk(t *tree) error {
 	bp := direntBuffers.Get().(*[]byte)
 	defer direntBuffers.Put(bp)
-	pending := []string{"."}
+	pending := []*dirNode{{name: "."}}
 	for len(pending) > 0 {
-		rel := pending[len(pending)-1]
+		node := pending[len(pending)-1]
 		pending = pending[:len(pending)-1]
+		rel := node.path()
+		if s.seen += 1 + len(rel)/maxName; s.seen >= sweepBatch { // a long path takes long to open
+			s.seen = 0
+			if err := s.pace(); err != nil {
+				return err
+			}
+		}
 		dir, err := t.openDeep(rel)
 		if err != nil {
 			if rel == "." {
@@ -156,7 +191,7 @@ func (s *sweep) walk(t *tree) error {
 			}
 			continue
 		}
-		err = s.visit(t, rel, dir, *bp, &pending)
+		err = s.visit(t, node, rel, dir, *bp, &pending)
 		dir.Close()
 		if err != nil {
 			return err
@@ -166,12 +201,13 @@ func (s *sweep) walk(t *tree) error {
 }
 
 func (s *sweep) uncounted(rel string, err error) {
-	s.unseen = true
-	s.j.set.log().Warn("directory not counted", "user", s.j.key.user, "path", rel, "error", err)
+	if s.unseen++; s.unseen == 1 {
+		s.firstUnseen, s.unseenErr = rel, err
+	}
 }
 
 // visit looks at each name of one directory.
-func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]string) error {
+func (s *sweep) visit(t *tree, node *dirNode, rel string, dir *os.File, buf []byte, pending *[]*dirNode) error {
 	d := int(dir.Fd())
 	mine := t == s.j.home
 	var st unix.Stat_t
@@ -201,7 +237,8 @@ func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]
 			if unix.Fstatat(d, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT) != nil {
 				continue // it went meanwhile
 			}
-			if s.seen++; s.seen%sweepBatch == 0 {
+			if s.seen++; s.seen >= sweepBatch {
+				s.seen = 0
 				if err := s.pace(); err != nil {
 					return err
 				}
@@ -209,7 +246,7 @@ func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]
 			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 			isFile := st.Mode&unix.S_IFMT == unix.S_IFREG
 			if isDir {
-				*pending = append(*pending, path.Join(rel, name))
+				*pending = append(*pending, &dirNode{node, strings.Clone(name)})
 			}
 			// A staging file is in the ledger by what is reserved for it.
 			if !stage && (mine || s.j.balance != nil && s.j.balanceOf(t, d, name) == s.j.balance) {
@@ -229,11 +266,12 @@ func (s *sweep) visit(t *tree, rel string, dir *os.File, buf []byte, pending *[]
 func (s *sweep) note(t *tree, dir int, rel, name string, st *unix.Stat_t, stage, aside bool) {
 	f := found{t: t, id: fileID{uint64(st.Dev), st.Ino}, size: st.Size, sec: int64(st.Mtim.Sec), nsec: int64(st.Mtim.Nsec)}
 	list := func(to *[]found) {
-		if len(*to) >= sweepList {
+		if len(*to) >= sweepList || s.listBytes > sweepListBytes {
 			s.truncated = true
 			return
 		}
 		f.rel = path.Join(rel, name)
+		s.listBytes += len(f.rel)
 		*to = append(*to, f)
 	}
 	switch {
@@ -286,10 +324,11 @@ type housekeeper struct {
 	done  chan struct{} // closed when run has returned
 
 	mu         sync.Mutex
-	due        map[string]time.Time // by user: when his home is to be swept
-	urgent     map[string]bool      // users whose first sweep somebody may wait for
-	rotations  map[fileID]*rotation // by home
-	quietUntil time.Time            // nothing is removed for its age before
+	due        map[string]time.Time     // by user: when his home is to be swept
+	urgent     map[string]bool          // users whose first sweep somebody may wait for
+	rotations  map[fileID]*rotation     // by home
+	backoff    map[string]time.Duration // by user: since his home was last counted quietly
+	quietUntil time.Time                // nothing is removed for its age before
 
 	// of the loop alone
 	started  time.Time
@@ -315,10 +354,11 @@ type sweepJob struct {
 func newHousekeeper(ctx context.Context, us *users, jails *jailSet, cfg func() *config, log *slog.Logger) *housekeeper {
 	h := &housekeeper{users: us, jails: jails, ledger: jails.ledger, config: cfg, log: log, ctx: ctx,
 		asked: make(chan *sweepJob), over: make(chan *sweepJob), done: make(chan struct{}),
-		due: map[string]time.Time{}, urgent: map[string]bool{}, rotations: map[fileID]*rotation{}, running: map[*sweepJob]bool{}}
+		due: map[string]time.Time{}, urgent: map[string]bool{}, rotations: map[fileID]*rotation{}, running: map[*sweepJob]bool{}, backoff: map[string]time.Duration{}}
 	jails.makeRoom = h.makeRoom
 	jails.recount = h.recount
 	jails.attend = h.attend
+	jails.stopping = ctx.Done()
 	jails.logger = log
 	return h
 }
@@ -586,16 +626,20 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 		job.seen.Add(sweepBatch)
 		return h.pause(job.background)
 	}}
-	for _, other := range h.users.all() {
+	h.users.known(func(other *user) {
 		if other.Name != u.Name && other.Home == u.Home && len(other.Shares) > 0 && j.balance != nil {
 			if o, err := h.jails.enter(h.users.jailSpec(other)); err == nil {
-				defer h.jails.leave(o)
 				s.others = append(s.others, o)
 			} else {
-				s.unseen = true
+				s.uncounted("", err)
 			}
 		}
-	}
+	})
+	defer func() {
+		for _, o := range s.others {
+			h.jails.leave(o)
+		}
+	}()
 	ttl := h.config().Transfer.PartialTTL.std()
 	if !started.Before(quietUntil) {
 		if ttl > 0 {
@@ -605,7 +649,7 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 			s.expireBefore = started.Add(-u.Expire.std())
 		}
 	}
-	was, is, err = s.count()
+	was, is, quiet, err := s.count()
 	if err != nil {
 		return was, is, err
 	}
@@ -646,8 +690,19 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 
 	next := countEvery
 	soon := func(d time.Duration) { next = min(next, max(d, sweepMin)) }
-	if j.balance != nil && !is.Exact {
-		soon(recountMin)
+	if j.balance != nil {
+		// A home that is never quiet is not counted for ever.
+		h.mu.Lock()
+		if quiet {
+			delete(h.backoff, u.Name)
+		} else {
+			h.backoff[u.Name] = max(recountMin, 2*h.backoff[u.Name])
+			soon(h.backoff[u.Name])
+		}
+		h.mu.Unlock()
+		if _, _, known := j.balance.usage(); !known {
+			soon(0)
+		}
 	}
 	if s.truncated {
 		soon(0)
@@ -675,16 +730,19 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 }
 
 // count is a sweep that only takes its figures over into the ledger.
-func (s *sweep) count() (was, is ledgerEntry, err error) {
+func (s *sweep) count() (was, is ledgerEntry, quiet bool, err error) {
 	if s.j.balance == nil {
-		return was, is, s.run()
+		return was, is, true, s.run()
 	}
 	m := s.j.balance.mark()
 	if err := s.run(); err != nil {
-		return was, is, err
+		return was, is, false, err
 	}
-	was, is = s.j.balance.settle(m, s.bytes, s.files, !s.unseen)
-	return was, is, nil
+	if s.unseen > 0 {
+		s.j.set.log().Warn("not all of a home could be counted", "user", s.j.key.user, "directories", s.unseen, "first", s.firstUnseen, "error", s.unseenErr)
+	}
+	was, is, quiet = s.j.balance.settle(m, s.bytes, s.files, s.unseen == 0)
+	return was, is, quiet, nil
 }
 
 // recovered makes a partial of what a crash left, or removes it; false: it was
@@ -711,6 +769,8 @@ func (h *housekeeper) scan(u *user) (was, is ledgerEntry, err error) {
 	select {
 	case <-j.done:
 		return j.was, j.is, j.err
+	case <-time.After(scanMost):
+		return was, is, errors.New("the home does not answer")
 	case <-h.ctx.Done():
 		return was, is, context.Canceled
 	}

@@ -36,6 +36,7 @@ const (
 	ledgerLock     = "ledger.lock" // flock(2)ed by the berth that writes it
 	ledgerVersion  = 1
 	maxLedgerBytes = 64 << 20 // far above what 100,000 users take
+	firstTries     = 3        // first counts that may be thrown away as disturbed
 )
 
 // A quota is what a user may store. 0 is no limit.
@@ -100,7 +101,8 @@ type balance struct {
 	shaken  uint32        // changes whose size nobody knows: a count made meanwhile is worth nothing
 	busy    int32         // changes of names that are just going on
 	known   bool          // false: bytes and files are only what changed since the start
-	exact   bool          // they are what is on the disk, as far as berth's own doing goes
+	exact   bool          // they are what is on the disk, up to what moved while it was counted
+	tries   uint8         // first counts that were worth nothing
 	counted chan struct{} // closed once known; nil if nobody waits
 }
 
@@ -506,8 +508,9 @@ func (b *balance) left(q quota) (n int64, limited bool) {
 	return max(q.bytes-bytes, 0), true
 }
 
-// wait waits until something is known, or returns errCounting after d.
-func (b *balance) wait(d time.Duration) error {
+// wait waits until something is known, or returns errCounting after d or when
+// stop is closed.
+func (b *balance) wait(d time.Duration, stop <-chan struct{}) error {
 	if b == nil {
 		return nil
 	}
@@ -527,8 +530,9 @@ func (b *balance) wait(d time.Duration) error {
 	case <-c:
 		return nil
 	case <-t.C:
-		return errCounting
+	case <-stop:
 	}
+	return errCounting
 }
 
 // countMark is where a balance stood when a count of its home began.
@@ -548,15 +552,20 @@ func (b *balance) mark() countMark {
 // is the truth. While names changed, the truth lies as far from the count, either
 // way, as things moved meanwhile: what the ledger has stays if it lies within,
 // and else goes to the near end. So the ledger never drifts further than a count
-// is long, and the first quiet count mends it wholly. whole is false for a count
-// that could not look everywhere: that can tell of more, and not of less.
-func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is ledgerEntry) {
+// is long, and the first quiet count mends it wholly; quiet tells of one. whole is
+// false for a count that could not look everywhere: that can tell of more, and
+// not of less.
+func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is ledgerEntry, quiet bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was = ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}
 	sound := whole && b.shaken == m.shaken && b.busy == 0
 	off := quota{b.moved.bytes - m.moved.bytes, b.moved.files - m.moved.files}
 	landed := quota{b.bytes - b.inflight.bytes, b.files - b.inflight.files}
+	if !b.known && !sound && b.tries < firstTries {
+		b.tries++ // better to have them wait than to begin with too little
+		return was, was, false
+	}
 	switch {
 	case !b.known:
 		// Up to now only changes were kept; what they changed is in the count.
@@ -571,10 +580,10 @@ func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is l
 	b.files = max(landed.files, 0) + b.inflight.files
 	b.known = true
 	b.last = time.Now()
-	b.exact = sound && off == quota{}
+	b.exact = sound
 	if b.counted != nil {
 		close(b.counted)
 		b.counted = nil
 	}
-	return was, ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}
+	return was, ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}, sound && off == quota{}
 }

@@ -207,7 +207,7 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}
-	if err := checkTogether(cfg, us); err != nil {
+	if err := checkTogether(cfg, us.all()); err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}

@@ -629,6 +629,10 @@ func (s *session) siteSCAN(arg string) error {
 		s.reply(codeDenied, "There is no such user.")
 		return nil
 	}
+	if u.Quota == "filesystem" {
+		s.reply(codeBadParameter, "The kernel counts this user's files, by quota = \"filesystem\".")
+		return nil
+	}
 	s.flush()
 	was, is, err := s.srv.house.scan(u)
 	if err != nil {

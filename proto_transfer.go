@@ -573,16 +573,18 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 		allo = -1 // the announced size is not the stored one
 	}
 	if s.modeZ && offset > 0 {
-		return s.fail(&offsetError{want: offset})
+		s.reply(codeBadRestart, "Uploads restart with MODE S.")
+		return nil
 	}
 	u, err := s.jail.create(p, kind, offset, cfg.Transfer.Durable)
 	if err != nil {
 		return s.refuseUpload(p, err)
 	}
 	defer u.interrupt() // of no effect after commit
-	if allo > 0 {
-		// What will not fit is told before it is sent.
-		if err := u.announced(max(allo, u.size)); err != nil {
+	if allo > 0 && !s.jail.rotate {
+		// What will not fit is told before it is sent. Where that makes room, it waits
+		// for the data connection: nothing goes for an upload that never comes.
+		if err := u.announced(allo); err != nil {
 			return s.refuseUpload(p, err)
 		}
 	}
@@ -598,6 +600,14 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	started := time.Now()
 	x, aborts, err := s.transfer(true, opening, func(x *transfer) error {
 		x.count = m.bytes(s.user.Name, "upload", s.proto).Add
+		if allo > 0 && s.jail.rotate {
+			if err := u.announced(allo); err != nil {
+				return err
+			}
+		}
+		if err := u.copyPrefix(x.cancelled); err != nil {
+			return err
+		}
 		if sum != nil && u.start > 0 {
 			// What was there already is part of the file.
 			if err := digest(sum, u.file, 0, u.start, x.cancelled); err != nil {

@@ -106,7 +106,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 	if err != nil {
 		return nil, err
 	}
-	if err := checkTogether(cfg, us); err != nil {
+	if err := checkTogether(cfg, us.all()); err != nil {
 		return nil, err
 	}
 	keys, err := newTLSKeeper(cfg.TLS, cfg.Server.StateDir, cfg.Server.Name, log)
@@ -146,9 +146,9 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 
 // checkTogether finds what is wrong between the configuration and the users:
 // commands that a user may run and nobody has defined, or that cannot be run so.
-func checkTogether(cfg *config, us *users) error {
+func checkTogether(cfg *config, us []*user) error {
 	var errs configErrors
-	for _, u := range us.all() {
+	for _, u := range us {
 		wrong := func(key, problem string) {
 			file := filepath.Join(cfg.Server.UsersDir, u.Name+".toml")
 			data, _ := os.ReadFile(file)
@@ -266,7 +266,7 @@ func (s *server) live(ready func()) int {
 func (s *server) reload() {
 	err := func() error {
 		if s.configPath == "" {
-			return s.users.reload()
+			return s.users.reload(nil)
 		}
 		cfg, err := loadConfig(s.configPath)
 		if err != nil {
@@ -282,13 +282,12 @@ func (s *server) reload() {
 		if !reflect.DeepEqual(cfg.Listen, old.Listen) {
 			return errors.New("[listen] can change only at a restart")
 		}
-		if err := s.users.reload(); err != nil {
-			return err
-		}
-		if err := checkTogether(cfg, s.users); err != nil {
-			return err
-		}
-		if err := s.keys.reload(); err != nil {
+		if err := s.users.reload(func(us []*user) error {
+			if err := checkTogether(cfg, us); err != nil {
+				return err
+			}
+			return s.keys.reload()
+		}); err != nil {
 			return err
 		}
 		s.auth.setLimits(cfg.Limits)
@@ -771,11 +770,11 @@ func (us *users) jailSpec(u *user) jailSpec {
 	spec.shares = make(map[string]shareSpec, len(u.Shares))
 	for name, sh := range u.Shares {
 		s := shareSpec{path: sh.Path, write: sh.Write}
-		for _, o := range us.all() {
+		us.known(func(o *user) {
 			if o.Quota != "filesystem" && (sh.Path == o.Home || strings.HasPrefix(sh.Path, o.Home+"/")) {
 				s.inHome, s.quota = o.Name, o.limit()
 			}
-		}
+		})
 		spec.shares[name] = s
 	}
 	return spec

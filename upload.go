@@ -33,7 +33,8 @@ const (
 	partialPrefix = reservedPrefix + "part-" // what arrived of an upload over an existing file
 	bootDigits    = 8
 	randomDigits  = 8
-	maxName       = 255 // NAME_MAX
+	maxName       = 255     // NAME_MAX
+	copyStep      = 8 << 20 // between two looks at whether a copy is still wanted
 
 	// partialXattr marks a file that holds an interrupted upload under its own
 	// name. A file system without user attributes loses the mark: the upload is
@@ -57,12 +58,13 @@ const (
 
 // An upload is one file on its way in. It lives in a staging file in the
 // target's directory and takes the target's name by rename in commit; abort
-// before that leaves the old file as it was. Exactly one of commit and
-// interrupt must be called, by the goroutine that began it; both are final.
+// before that leaves the old file as it was. commit, interrupt, refuse
+// and discard end it, by the goroutine that began it; the first of them counts.
 type upload struct {
 	file    *os.File // the staging file, positioned where the next byte goes; flock(2)ed
 	start   int64    // bytes that were there already
 	size    int64    // bytes in the staging file
+	prefix  *os.File // where the first start bytes are still to be copied from; nil: they are there
 	durable bool     // commit and interrupt end on stable storage
 	sum     []byte   // SHA-256 of the whole content, if somebody computed it
 
@@ -143,7 +145,7 @@ func (j *jail) create(p string, kind uploadKind, offset int64, durable bool) (*u
 	u.tree, _ = j.locate(p)
 	u.balance = u.tree.balance
 	if durable {
-		u.group = j.set.syncs.join(u.tree)
+		u.group = j.set.syncs.join(dir)
 	}
 	if err := u.begin(offset); err != nil {
 		u.discard()
@@ -209,7 +211,7 @@ func (u *upload) begin(offset int64) error {
 	if err := u.createStage(uploadCopied); err != nil {
 		return err
 	}
-	return u.copyPrefix(offset)
+	return u.openPrefix(offset)
 }
 
 // createStage makes the staging file, with the mode of the file it will
@@ -321,34 +323,57 @@ func (u *upload) adopt(name string, offset int64) error {
 	return nil
 }
 
-// copyPrefix brings the first n bytes of the old file into the staging file:
-// by reflink where the file system can, else inside the kernel.
-func (u *upload) copyPrefix(n int64) error {
+// openPrefix notes that the upload goes on behind the first n bytes of the old
+// file, as it is now.
+func (u *upload) openPrefix(n int64) error {
 	fd, err := unix.Openat(int(u.dir.Fd()), u.base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	src := os.NewFile(uintptr(fd), u.base)
-	defer src.Close()
+	u.prefix = os.NewFile(uintptr(fd), u.base)
 	var e entry
-	if err := fstat(src, &e); err != nil {
+	if err := fstat(u.prefix, &e); err != nil {
 		return err
 	}
 	if err := e.mustBeFile(); err != nil {
 		return err
 	}
-	if err := u.room(n); err != nil {
-		return err
-	}
-	got, err := u.file.ReadFrom(&io.LimitedReader{R: src, N: n}) // copy_file_range(2)
-	u.wrote(got)
-	if err != nil {
-		return err
-	}
-	if got != n {
-		return &offsetError{have: got, want: n}
+	if e.size < n {
+		return &offsetError{have: e.size, want: n}
 	}
 	u.start = n
+	return nil
+}
+
+// copyPrefix brings what is kept of the old file into the staging file: by
+// reflink where the file system can, else inside the kernel. It stops with
+// cancelled's error as soon as that returns one. Writing does it where nobody
+// did; called before, it can be called off.
+func (u *upload) copyPrefix(cancelled func() error) error {
+	if u.prefix == nil {
+		return nil
+	}
+	for u.size < u.start {
+		if cancelled != nil {
+			if err := cancelled(); err != nil {
+				return err
+			}
+		}
+		n := min(u.start-u.size, copyStep)
+		if err := u.room(n); err != nil {
+			return err
+		}
+		got, err := u.file.ReadFrom(&io.LimitedReader{R: u.prefix, N: n}) // copy_file_range(2)
+		u.wrote(got)
+		if err != nil {
+			return err
+		}
+		if got != n {
+			return &offsetError{have: u.size, want: u.start}
+		}
+	}
+	u.prefix.Close()
+	u.prefix = nil
 	return nil
 }
 
@@ -383,6 +408,9 @@ func (u *upload) announced(size int64) error {
 
 // Write puts p behind what was written before, if the quota has room for it.
 func (u *upload) Write(p []byte) (int, error) {
+	if err := u.copyPrefix(nil); err != nil {
+		return 0, err
+	}
 	if err := u.room(int64(len(p))); err != nil {
 		return 0, err
 	}
@@ -424,9 +452,14 @@ func (u *upload) drain(pipe, n int) error {
 
 // commit gives the upload its name. When it returns nil the content and the
 // name are there, and if it is durable also on stable storage: file first, then
-// the rename, then the directory. On an error the old file is still there and
-// the upload is gone or kept as interrupt keeps it.
+// the rename, then the directory. On an error the upload is gone, or what was a
+// partial before is one again, and the old file is still there; only if it was
+// the directory that could not be flushed, the new one has its place.
 func (u *upload) commit() error {
+	if err := u.copyPrefix(nil); err != nil { // an APPE of nothing
+		u.discard()
+		return err
+	}
 	fd := int(u.file.Fd())
 	if u.resumed {
 		unix.Fremovexattr(fd, partialXattr)
@@ -439,7 +472,11 @@ func (u *upload) commit() error {
 	}
 	if u.durable {
 		if err := u.syncContent(); err != nil {
-			u.discard()
+			if noRoom(err) {
+				u.refuse()
+			} else {
+				u.discard() // nobody knows what of it the disk has
+			}
 			return fmt.Errorf("fdatasync: %w", err)
 		}
 	} else if u.old.isFile() {
@@ -546,7 +583,7 @@ func (u *upload) interrupt() {
 	if u.done {
 		return
 	}
-	if !u.resumed && (u.size == u.start || u.kind == uploadAppend && u.old.mode != 0) {
+	if !u.resumed && (u.size <= u.start || u.kind == uploadAppend && u.old.mode != 0) {
 		u.discard()
 		return
 	}
@@ -672,6 +709,9 @@ func (u *upload) end() {
 	}
 	if u.file != nil {
 		u.file.Close()
+	}
+	if u.prefix != nil {
+		u.prefix.Close()
 	}
 	u.dir.close()
 	if u.group != nil {

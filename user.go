@@ -510,7 +510,7 @@ func (c *userCommand) scan() error {
 		return err
 	}
 	s := &sweep{j: j, pace: func() error { return nil }}
-	was, is, err := s.count()
+	was, is, _, err := s.count()
 	if err != nil {
 		return err
 	}

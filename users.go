@@ -392,17 +392,22 @@ func newUserSet(entries map[string]*userEntry) *userSet {
 func loadUsers(dir, stateDir string, log *slog.Logger) (*users, error) {
 	us := &users{dir: filepath.Clean(dir), stateDir: filepath.Clean(stateDir), log: log}
 	us.current.Store(newUserSet(nil))
-	return us, us.reload()
+	return us, us.reload(nil)
 }
 
 // reload reads all files again. With any mistake in any of them, a configErrors,
-// everything stays as it was.
-func (us *users) reload() error {
+// or one that check finds in them together, everything stays as it was.
+func (us *users) reload(check func([]*user) error) error {
 	us.mu.Lock()
 	defer us.mu.Unlock()
 	set, errs := us.readAll()
 	if len(errs) > 0 {
 		return errs
+	}
+	if check != nil {
+		if err := check(set.sorted()); err != nil {
+			return err
+		}
 	}
 	us.current.Store(set)
 	for _, u := range set.sorted() {
@@ -649,8 +654,12 @@ func (us *users) refresh() {
 		us.dirTrouble(err.Error())
 		return
 	}
+	there := make(map[string]bool, len(names))
+	for _, name := range names {
+		there[name] = true
+	}
 	for name := range us.current.Load().entries {
-		if !slices.Contains(names, name) {
+		if !there[name] {
 			us.follow(name)
 		}
 	}
@@ -710,6 +719,15 @@ func (us *users) lookup(find func(*userSet) []*user) []*user {
 		}
 	}
 	return find(us.current.Load())
+}
+
+// known calls fn for every valid user as of the last look at the files.
+func (us *users) known(fn func(*user)) {
+	for _, e := range us.current.Load().entries {
+		if e.user != nil {
+			fn(e.user)
+		}
+	}
 }
 
 // all is every valid user, sorted by name.

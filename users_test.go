@@ -300,7 +300,7 @@ func TestUsersFollowTheirFiles(t *testing.T) {
 	if n := strings.Count(out.String(), "user file invalid"); n != 1 {
 		t.Errorf("the mistake was logged %d times; want once\n%s", n, out)
 	}
-	if err := us.reload(); err == nil {
+	if err := us.reload(nil); err == nil {
 		t.Error("reload accepts a file that get refuses")
 	}
 	sessions("ann", 3)
@@ -311,7 +311,7 @@ func TestUsersFollowTheirFiles(t *testing.T) {
 	}
 	sessions("ann", 0)
 	sessions("../users.d/bob", 0)
-	if err := us.reload(); err != nil {
+	if err := us.reload(nil); err != nil {
 		t.Error(err)
 	}
 	if all := us.all(); len(all) != 1 || all[0].Name != "bob" {
@@ -410,7 +410,7 @@ func TestUsersAtOnce(t *testing.T) {
 				case 3:
 					us.all()
 				case 4:
-					if err := us.reload(); err != nil {
+					if err := us.reload(nil); err != nil {
 						t.Error(err)
 					}
 				}
