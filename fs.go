@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -295,6 +296,11 @@ type jailSet struct {
 	// stopping is closed when nothing is to be waited for any more; nil: never.
 	stopping <-chan struct{}
 
+	// In shares a change can be at the expense of somebody else than who makes it:
+	// changes that are going on there, and moves of whole directories so far.
+	shareBusy   atomic.Int32
+	shareShaken atomic.Int64
+
 	seed  maphash.Seed
 	names [nameLocks]sync.Mutex // by name: held from the look at it to the change
 
@@ -337,9 +343,14 @@ func (js *jailSet) lockNames(names ...nameIn) (unlock func()) {
 	if n == 2 && which[0] > which[1] {
 		which[0], which[1] = which[1], which[0]
 	}
+	shared := int32(0)
 	for _, name := range names {
 		name.balance.begin()
+		if name.shared {
+			shared = 1
+		}
 	}
+	js.shareBusy.Add(shared)
 	for _, i := range which[:n] {
 		js.names[i].Lock()
 	}
@@ -347,6 +358,7 @@ func (js *jailSet) lockNames(names ...nameIn) (unlock func()) {
 		for _, i := range which[:n] {
 			js.names[i].Unlock()
 		}
+		js.shareBusy.Add(-shared)
 		for _, name := range names {
 			name.balance.end()
 		}
@@ -365,6 +377,7 @@ type nameIn struct {
 	dir     fileID
 	base    string
 	balance *balance // which is told that the name is about to change
+	shared  bool     // others than its owner can have something there
 }
 
 // use keeps a file from being rotated away until the function it returns is
@@ -581,7 +594,7 @@ func (d parentDir) close() {
 }
 
 // name is base as it is locked.
-func (d parentDir) name(base string) nameIn { return nameIn{d.id, base, d.t.balance} }
+func (d parentDir) name(base string) nameIn { return nameIn{d.id, base, d.t.balance, d.t.byOwner} }
 
 // parent opens the directory that holds p for changing an entry of it. The
 // roots of home and shares have no parent that a client may change.
@@ -1257,6 +1270,7 @@ func (j *jail) renameLocked(from *tree, fromDir parentDir, fb string, to *tree, 
 	switch {
 	case moved.isDir():
 		pays.shift(-1)
+		j.set.shareShaken.Add(1)
 	case pays == moved.balance:
 		pays.shift(moved.counted())
 		if exists {

@@ -100,6 +100,7 @@ type sweep struct {
 	firstUnseen  string
 	unseenErr    error
 	listBytes    int  // of names on the lists
+	shared       bool // shares were walked too
 	truncated    bool // there was more to do than the lists hold
 	seen         int
 }
@@ -134,6 +135,7 @@ func (s *sweep) run() error {
 		for _, t := range j.shares {
 			if t.write && !been[t.id] {
 				been[t.id] = true
+				s.shared = true
 				if err := s.walk(t); err != nil {
 					return err
 				}
@@ -734,14 +736,17 @@ func (s *sweep) count() (was, is ledgerEntry, quiet bool, err error) {
 	if s.j.balance == nil {
 		return was, is, true, s.run()
 	}
-	m := s.j.balance.mark()
+	m, shaken := s.j.balance.mark(), s.j.set.shareShaken.Load()
+	steady := func() bool {
+		return !s.shared || s.j.set.shareBusy.Load() == 0 && s.j.set.shareShaken.Load() == shaken
+	}
 	if err := s.run(); err != nil {
 		return was, is, false, err
 	}
 	if s.unseen > 0 {
 		s.j.set.log().Warn("not all of a home could be counted", "user", s.j.key.user, "directories", s.unseen, "first", s.firstUnseen, "error", s.unseenErr)
 	}
-	was, is, quiet = s.j.balance.settle(m, s.bytes, s.files, s.unseen == 0)
+	was, is, quiet = s.j.balance.settle(m, s.bytes, s.files, s.unseen == 0, steady)
 	return was, is, quiet, nil
 }
 
@@ -783,7 +788,7 @@ func (h *housekeeper) recount(j *jail, b *balance) bool {
 		return false
 	}
 	b.mu.Lock()
-	old := time.Since(b.last) > recountMin
+	old := time.Now().Unix()-b.last > int64(recountMin/time.Second)
 	b.mu.Unlock()
 	u := h.users.get(j.key.user)
 	if !old || u == nil {

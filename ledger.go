@@ -97,7 +97,7 @@ type balance struct {
 	// moved grows with every change that a count can see before or after it was
 	// noted here: how far a count made meanwhile can be off.
 	moved   quota
-	last    time.Time     // when it was last counted
+	last    int64         // when it was last counted, in Unix seconds
 	shaken  uint32        // changes whose size nobody knows: a count made meanwhile is worth nothing
 	busy    int32         // changes of names that are just going on
 	known   bool          // false: bytes and files are only what changed since the start
@@ -554,12 +554,13 @@ func (b *balance) mark() countMark {
 // and else goes to the near end. So the ledger never drifts further than a count
 // is long, and the first quiet count mends it wholly; quiet tells of one. whole is
 // false for a count that could not look everywhere: that can tell of more, and
-// not of less.
-func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is ledgerEntry, quiet bool) {
+// not of less. steady tells whether nothing was done meanwhile to what the user
+// has in shares, by others.
+func (b *balance) settle(m countMark, bytes, files int64, whole bool, steady func() bool) (was, is ledgerEntry, quiet bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was = ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}
-	sound := whole && b.shaken == m.shaken && b.busy == 0
+	sound := whole && b.shaken == m.shaken && b.busy == 0 && steady()
 	off := quota{b.moved.bytes - m.moved.bytes, b.moved.files - m.moved.files}
 	landed := quota{b.bytes - b.inflight.bytes, b.files - b.inflight.files}
 	if !b.known && !sound && b.tries < firstTries {
@@ -579,7 +580,7 @@ func (b *balance) settle(m countMark, bytes, files int64, whole bool) (was, is l
 	b.bytes = addSat(max(landed.bytes, 0), b.inflight.bytes)
 	b.files = max(landed.files, 0) + b.inflight.files
 	b.known = true
-	b.last = time.Now()
+	b.last = time.Now().Unix()
 	b.exact = sound
 	if b.counted != nil {
 		close(b.counted)

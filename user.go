@@ -475,6 +475,9 @@ func (c *userCommand) scan() error {
 	if len(errs) > 0 {
 		return errs
 	}
+	if e == nil {
+		return fmt.Errorf("there is no user %q in %s", c.name, c.users.dir)
+	}
 	u := e.user
 	if u.Quota == "filesystem" {
 		return fmt.Errorf("user %q has quota = \"filesystem\": the kernel counts, and berth does not", c.name)
