@@ -975,6 +975,7 @@ func (j *jail) liftPartial(t *tree, dir int, base string) (ended func(changed bo
 	}
 	away := j.set.stageName(uploadCopied, "") // what recovery removes
 	j.set.staging(away, true)
+	s.balance.shift(s.counted()) // a count that comes by does not see it for a moment
 	if unix.Renameat(dir, part, dir, away) != nil {
 		j.set.staging(away, false)
 		return func(bool) {}
