@@ -978,11 +978,15 @@ func (j *jail) liftPartial(t *tree, dir int, base string) (ended func(changed bo
 	s.balance.shift(s.counted()) // a count that comes by does not see it for a moment
 	if unix.Renameat(dir, part, dir, away) != nil {
 		j.set.staging(away, false)
+		if unix.Unlinkat(dir, part, 0) == nil { // then it cannot come back
+			s.gone()
+		}
 		return func(bool) {}
 	}
 	return func(changed bool) {
 		if !changed {
 			unix.Renameat(dir, away, dir, part)
+			s.balance.shift(s.counted())
 		} else if unix.Unlinkat(dir, away, 0) == nil {
 			s.gone()
 		}

@@ -593,8 +593,16 @@ func (u *upload) interrupt() {
 		// has the length for and the disk never had.
 		syncFile(int(u.file.Fd()))
 	}
-	if u.keep() == nil && u.durable {
+	switch err := u.keep(); {
+	case err == nil && u.durable:
 		syncDir(int(u.dir.Fd()))
+	case err != nil && u.resumed && !noRoom(err):
+		// It was kept once and cannot be named now: the next sweep tries again.
+		u.balance.unreserve(u.charged.bytes, u.charged.files)
+		u.stage, u.charged = "", quota{}
+		if u.jail.set.attend != nil {
+			u.jail.set.attend(u.jail.key.user, time.Now().Add(asideCheck))
+		}
 	}
 	u.end()
 }
