@@ -345,7 +345,7 @@ func (q *hookQueue) path(seq uint64) string {
 // cost what they cost; concurrent calls share them in the kernel. It may be called
 // from any goroutine, also before run and after.
 func (q *hookQueue) add(ev uploadEvent) error {
-	err, reason := q.tryAdd(ev)
+	reason, err := q.tryAdd(ev)
 	if err != nil {
 		q.log.Error("on_upload event lost", "user", ev.User, "command", ev.Command, "path", ev.Path, "reason", reason, "error", err)
 		q.sinks.lost(ev.Command, reason)
@@ -353,10 +353,10 @@ func (q *hookQueue) add(ev uploadEvent) error {
 	return err
 }
 
-func (q *hookQueue) tryAdd(ev uploadEvent) (err error, reason string) {
+func (q *hookQueue) tryAdd(ev uploadEvent) (reason string, err error) {
 	seq, err := q.reserve(ev.User)
 	if err != nil {
-		return err, hookLostFull
+		return hookLostFull, err
 	}
 	e := &hookEntry{seq: seq, event: ev}
 	if err := q.store(seq, e.record()); err != nil {
@@ -364,13 +364,13 @@ func (q *hookQueue) tryAdd(ev uploadEvent) (err error, reason string) {
 		q.mu.Lock()
 		q.uncount(ev.User)
 		q.mu.Unlock()
-		return fmt.Errorf("on_upload queue: %w", err), hookLostNotStored
+		return hookLostNotStored, fmt.Errorf("on_upload queue: %w", err)
 	}
 	q.mu.Lock()
 	q.insert(e)
 	q.mu.Unlock()
 	q.nudge()
-	return nil, ""
+	return "", nil
 }
 
 // reserve takes a place in the queue before anything is written, so that no
