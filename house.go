@@ -385,11 +385,11 @@ func (h *housekeeper) run() {
 	h.lastTick = h.started
 	h.lastWall = h.started.Round(0)
 	h.saved = h.started
-	planned := make(chan struct{})
-	go func() {
+	planned := make(chan struct{}) // closed when everybody's first sweep is planned
+	go func(planned chan struct{}) {
 		defer close(planned)
 		h.planAll()
-	}()
+	}(planned)
 	for {
 		h.sweepDue()
 		select {
@@ -405,15 +405,18 @@ func (h *housekeeper) run() {
 		case now := <-tick.C:
 			h.watchClock(now)
 			h.watchSweeps(now)
-			if planned == nil && now.Sub(h.saved) >= ledgerEvery {
-				h.saved = now
+			if now.Sub(h.saved) < ledgerEvery {
+				continue
+			}
+			h.saved = now
+			h.save(false)
+			h.forgetRotations(now)
+			if planned == nil { // else a home hangs
 				planned = make(chan struct{})
-				go func() {
+				go func(planned chan struct{}) {
 					defer close(planned)
 					h.planAll() // who was added since
-					h.save(false)
-				}()
-				h.forgetRotations(now)
+				}(planned)
 			}
 		}
 	}
@@ -511,7 +514,7 @@ func (h *housekeeper) sweepDue() {
 		}
 		if name != "" {
 			urgent = h.urgent[name]
-			delete(h.due, name)
+			h.due[name] = now.Add(countEvery) // planned, also should it hang; it will say when
 			delete(h.urgent, name)
 		}
 		h.mu.Unlock()
@@ -620,7 +623,7 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 	}
 	defer h.jails.leave(j)
 	h.mu.Lock()
-	delete(h.due, u.Name) // what enter asks for is done here
+	h.due[u.Name] = time.Now().Add(countEvery) // what enter asks for is done here
 	quietUntil := h.quietUntil
 	h.mu.Unlock()
 	started := time.Now()
@@ -807,6 +810,10 @@ type rotation struct {
 	mu   sync.Mutex // held while room is made
 	list []found
 	used time.Time
+
+	// When so much could not be had: for a moment nobody need look again.
+	barren time.Time
+	wanted quota
 }
 
 func (h *housekeeper) rotation(id fileID) *rotation {
@@ -850,7 +857,7 @@ func (h *housekeeper) makeRoom(j *jail, bytes, files int64) error {
 			return err
 		}
 		if len(r.list) == 0 {
-			if walked {
+			if walked || time.Since(r.barren) < sweepMin && bytes >= r.wanted.bytes && files >= r.wanted.files {
 				return errNothingOld
 			}
 			walked = true
@@ -859,6 +866,7 @@ func (h *housekeeper) makeRoom(j *jail, bytes, files int64) error {
 				return err
 			}
 			if !j.balance.has(q, bytes-s.spare.bytes, files-s.spare.files) {
+				r.barren, r.wanted = time.Now(), quota{bytes, files}
 				return errNothingOld
 			}
 			r.list = make([]found, len(s.old))
