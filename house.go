@@ -35,6 +35,7 @@ const (
 	recountMin  = time.Minute      // after a count that was disturbed
 	sweepMin    = time.Second      // between two sweeps for files and partials whose time is over
 	sweepMax    = time.Hour        // the same
+	stuckCheck  = 10 * time.Minute // for what could not be removed, as it was being read
 	clockSlack  = 10 * time.Minute // a clock that moves by more than it ran was set
 	clockPause  = time.Hour        // nothing is removed for its age so long after that
 
@@ -701,7 +702,7 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 		if quiet {
 			delete(h.backoff, u.Name)
 		} else {
-			h.backoff[u.Name] = max(recountMin, 2*h.backoff[u.Name])
+			h.backoff[u.Name] = min(max(recountMin, 2*h.backoff[u.Name]), countEvery)
 			soon(h.backoff[u.Name])
 		}
 		h.mu.Unlock()
@@ -725,7 +726,7 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 		soon(min(max(ttl/8, sweepMin), sweepMax))
 	}
 	if stuck {
-		soon(recountMin)
+		soon(stuckCheck)
 	}
 	if quiet := time.Until(quietUntil); quiet > 0 {
 		next = max(next, quiet)

@@ -717,6 +717,42 @@ func TestUploadDuringCount(t *testing.T) {
 	b.agrees(j)
 }
 
+// TestSweepSharedHome: users of one home have one balance. The sweep of one takes
+// nothing out of it that another stored in a share of his own, and what is
+// written of it is there whoever's quota the kernel keeps.
+func TestSweepSharedHome(t *testing.T) {
+	b := newHouseBox(t, &user{Name: "ann"}, &user{Name: "bob"})
+	needXattr(t, b.dir)
+	b.write(b.users[0])
+	ann := b.jail("ann")
+	b.put(ann, "/share/f", 6*testMB)
+	b.jail("bob")
+	b.sweep("bob")
+	if got := b.used(ann); got != (quota{6 * testMB, 1}) {
+		t.Errorf("after bob's sweep %+v are charged", got)
+	}
+	b.agrees(ann)
+	for _, kernel := range b.users {
+		b.users[0].Quota, b.users[1].Quota = "", ""
+		kernel.Quota = "filesystem"
+		b.write(b.users[0])
+		b.house.save(true)
+		if entries, _, err := readLedger(b.path("state/" + ledgerName)); len(entries) != 1 || err != nil {
+			t.Errorf("with the kernel's quota for %s %v is kept, %v", kernel.Name, entries, err)
+		}
+	}
+}
+
+// TestFirstCountOnce: the sweep that makes a balance known is not asked for again
+// by its own entering of the home.
+func TestFirstCountOnce(t *testing.T) {
+	b := newHouseBox(t, &user{Name: "ann"})
+	b.sweep("ann")
+	if n := b.next("ann"); n < sweepMax {
+		t.Errorf("the next sweep is in %v", n)
+	}
+}
+
 // --- the loop ---
 
 // TestHouseLoop: first what is in doubt, at once and without a pause between

@@ -34,9 +34,10 @@ import (
 // A ledgerBox is a ledger with homes and a share to use it on, and what the disk
 // says about them: counted by a walk that shares no code with the product's.
 type ledgerBox struct {
-	t   testing.TB
-	dir string // home, share and state are below it
-	js  *jailSet
+	t     testing.TB
+	dir   string // home, share and state are below it
+	js    *jailSet
+	house *housekeeper // nil: nobody keeps house
 }
 
 func newLedgerBox(t testing.TB) *ledgerBox {
@@ -1223,6 +1224,165 @@ func TestLedgerCases(t *testing.T) {
 			}
 			noStaging(t, b.dir)
 		})
+	}
+}
+
+// --- what went wrong once ---
+
+// TestLedgerAdoptFails: a partial that cannot be taken up keeps its charge.
+func TestLedgerAdoptFails(t *testing.T) {
+	b := newLedgerBox(t)
+	needXattr(t, b.dir)
+	makeTestFiles(t, b.dir, []string{"home/d/"})
+	j := b.enter("ann", quota{10 * testMB, 0})
+	b.begin(j, "/d/f", uploadStore, -1, testMB).interrupt()
+	b.agrees(j)
+	d, err := os.Open(b.path("home/d"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	const appendOnly = 0x20 // FS_APPEND_FL: names can be added, none renamed
+	if err := unix.IoctlSetPointerInt(int(d.Fd()), unix.FS_IOC_SETFLAGS, appendOnly); err != nil {
+		t.Skipf("append-only directories: %v", err)
+	}
+	defer unix.IoctlSetPointerInt(int(d.Fd()), unix.FS_IOC_SETFLAGS, 0)
+	if u, err := j.create("/d/f", uploadStore, testMB, false); err == nil {
+		u.interrupt()
+		t.Error("resumed where nothing can be renamed")
+	}
+	b.agrees(j)
+}
+
+// TestLedgerUncountedUser: what a user whose quota the kernel keeps does to
+// another's files in a share is told to the other's balance.
+func TestLedgerUncountedUser(t *testing.T) {
+	for name, op := range map[string]func(bob *jail) error{
+		"remove":  func(bob *jail) error { return bob.remove("/share/f") },
+		"replace": func(bob *jail) error { return putZeros(bob, "/share/f", uploadStore, -1, 5) },
+		"rename":  func(bob *jail) error { return bob.rename("/share/f", "/f", true) },
+		"there and back": func(bob *jail) error {
+			return errors.Join(bob.rename("/share/f", "/f", true), bob.rename("/f", "/share/f", true))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newLedgerBox(t)
+			needXattr(t, b.dir)
+			ann := b.enter("ann", quota{10 * testMB, 0})
+			bob := b.enter("bob", quota{}, b.at("bob"), func(s *jailSpec) { s.uncounted = true })
+			b.put(ann, "/share/f", testMB)
+			if err := op(bob); err != nil {
+				t.Fatal(err)
+			}
+			if got := b.used(ann); got != (quota{}) {
+				t.Errorf("ann is still charged %+v", got)
+			}
+			b.agrees(ann)
+		})
+	}
+}
+
+// TestLedgerModeBits: SITE CHMOD makes nothing free, where berth is not root.
+func TestLedgerModeBits(t *testing.T) {
+	b := newLedgerBox(t)
+	needXattr(t, b.dir)
+	j := b.enter("ann", quota{10 * testMB, 0})
+	asNobody(t, []string{b.dir, b.path("home"), b.path("share")}, func() {
+		b.put(j, "/share/f", testMB)
+		if err := j.chmod("/share/f", 0); err != nil {
+			t.Error(err)
+		}
+		if _, is := b.count(j); is.Bytes != testMB {
+			t.Errorf("with a file of mode 000 in a share %d bytes are counted", is.Bytes)
+		}
+		if err := j.remove("/share/f"); err != nil {
+			t.Error(err)
+		}
+		if got := b.used(j); got != (quota{}) {
+			t.Errorf("after its removal %+v are charged", got)
+		}
+		if err := j.mkdir("/d"); err != nil {
+			t.Error(err)
+		}
+		b.put(j, "/d/f", 6*testMB)
+		if err := j.chmod("/d", 0o300); err != nil {
+			t.Error(err)
+		}
+		b.count(j)
+		if err := putZeros(j, "/d/g", uploadStore, -1, 6*testMB); err == nil {
+			t.Error("12 MiB under a quota of 10, in a directory of mode 300")
+		}
+	})
+}
+
+// TestLedgerOverflow: sizes that no number holds together are not "0 used".
+func TestLedgerOverflow(t *testing.T) {
+	b := newLedgerBox(t)
+	home := otherDisk(t)
+	for i := range 3 {
+		p := filepath.Join(home, strconv.Itoa(i))
+		if err := os.WriteFile(p, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(p, 1<<62); err != nil {
+			t.Skipf("files of 4 EiB: %v", err)
+		}
+	}
+	j := b.enter("ann", quota{10 * testMB, 0}, func(s *jailSpec) { s.home, s.shares = home, nil })
+	if got := b.used(j); got.bytes != math.MaxInt64 || got.files != 3 {
+		t.Errorf("%+v are counted", got)
+	}
+	if err := putZeros(j, "/x", uploadStore, -1, 1); err == nil {
+		t.Error("a byte is let in")
+	}
+}
+
+// TestLedgerHomeMadeAnew: a home that was removed and made again is empty, also
+// where the disk gives it the old one's inode, as ext4 does at once.
+func TestLedgerHomeMadeAnew(t *testing.T) {
+	b := newLedgerBox(t)
+	spec := jailSpec{user: "ann", home: b.path("home"), quota: quota{10 * testMB, 0}}
+	for range 2 {
+		j, err := b.js.enter(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.count(j)
+		b.put(j, "/f", 6*testMB)
+		b.js.leave(j)
+		if err := os.RemoveAll(spec.home); err != nil {
+			t.Fatal(err)
+		}
+		if j, err = b.js.enter(spec); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.used(j); got != (quota{}) {
+			t.Errorf("%+v are charged for an empty home", got)
+		}
+		b.js.leave(j)
+	}
+}
+
+// TestLedgerMkdirRmdir: a directory made and removed by many at once.
+func TestLedgerMkdirRmdir(t *testing.T) {
+	for _, name := range []string{"/d", "/share/d"} {
+		b := newLedgerBox(t)
+		j := b.enter("ann", quota{0, 1000})
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				for range 2000 {
+					j.mkdir(name)
+				}
+			})
+			wg.Go(func() {
+				for range 2000 {
+					j.rmdir(name)
+				}
+			})
+		}
+		wg.Wait()
+		b.agrees(j)
 	}
 }
 

@@ -596,7 +596,7 @@ func (u *upload) interrupt() {
 	switch err := u.keep(); {
 	case err == nil && u.durable:
 		syncDir(int(u.dir.Fd()))
-	case err != nil && u.resumed && !noRoom(err):
+	case err != nil && u.resumed && !errors.As(err, new(*quotaError)):
 		// It was kept once and cannot be named now: the next sweep tries again.
 		u.balance.unreserve(u.charged.bytes, u.charged.files)
 		u.stage, u.charged = "", quota{}
