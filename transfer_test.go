@@ -630,40 +630,50 @@ func TestSendShrinking(t *testing.T) {
 	}
 }
 
-// TestSendReplaced: a download reads on in the file that it began with.
+// TestSendReplaced: a download reads on in the file that it began with, whatever becomes
+// of its name.
 func TestSendReplaced(t *testing.T) {
-	home := t.TempDir()
-	content := testBytes(4 << 20)
-	if err := os.WriteFile(home+"/f", content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	j := enterTestJail(t, haveOpenat2(), home, nil)
-	f, e, err := j.openFile("/f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	x := newTransfer(testTimeout, nil)
-	client := openTransfer(t, x)
-	done := make(chan error, 1)
-	go func() {
-		err := x.send(f, 0, e.size, coding{})
-		x.close(err)
-		done <- err
-	}()
-	got := make([]byte, 1000)
-	if _, err := io.ReadFull(client, got); err != nil {
-		t.Fatal(err)
-	}
-	if err := storeText(j, "/f", uploadStore, 0, "other"); err != nil {
-		t.Fatal(err)
-	}
-	rest, err := io.ReadAll(client)
-	if got = append(got, rest...); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("%d bytes, not the old version's (%v)", len(got), err)
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
+	for what, change := range map[string]func(j *jail) error{
+		"replaced": func(j *jail) error { return storeText(j, "/f", uploadStore, 0, "other") },
+		"appended": func(j *jail) error { return storeText(j, "/f", uploadAppend, -1, "more") },
+		"renamed":  func(j *jail) error { return j.rename("/f", "/g", true) },
+		"deleted":  func(j *jail) error { return j.remove("/f") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			home := t.TempDir()
+			content := testBytes(4 << 20)
+			if err := os.WriteFile(home+"/f", content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			j := enterTestJail(t, haveOpenat2(), home, nil)
+			f, e, err := j.openFile("/f")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			x := newTransfer(testTimeout, nil)
+			client := openTransfer(t, x)
+			done := make(chan error, 1)
+			go func() {
+				err := x.send(f, 0, e.size, coding{})
+				x.close(err)
+				done <- err
+			}()
+			got := make([]byte, 1000)
+			if _, err := io.ReadFull(client, got); err != nil {
+				t.Fatal(err)
+			}
+			if err := change(j); err != nil {
+				t.Fatal(err)
+			}
+			rest, err := io.ReadAll(client)
+			if got = append(got, rest...); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%d bytes, not the old version's (%v)", len(got), err)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
