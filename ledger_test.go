@@ -34,10 +34,9 @@ import (
 // A ledgerBox is a ledger with homes and a share to use it on, and what the disk
 // says about them: counted by a walk that shares no code with the product's.
 type ledgerBox struct {
-	t     testing.TB
-	dir   string // home, share and state are below it
-	js    *jailSet
-	house *housekeeper // nil: nobody keeps house
+	t   testing.TB
+	dir string // home, share and state are below it
+	js  *jailSet
 }
 
 func newLedgerBox(t testing.TB) *ledgerBox {
