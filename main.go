@@ -215,6 +215,9 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stdout, "note: this version checks %s but does nothing with it yet\n", strings.Join(keys, ", "))
 	}
 	for _, u := range us.all() {
+		if u.WhenFull == "rotate" && u.limit() == (quota{}) {
+			fmt.Fprintf(stdout, "note: user %s: when_full = \"rotate\" does nothing without quota_bytes or quota_files\n", u.Name)
+		}
 		if keys := notYet(u); len(keys) > 0 {
 			fmt.Fprintf(stdout, "note: user %s: this version checks %s but does not enforce it yet\n", u.Name, strings.Join(keys, ", "))
 		}

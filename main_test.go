@@ -172,6 +172,18 @@ func TestCheckAndServeRefuseMistakes(t *testing.T) {
 	}
 }
 
+func TestCheckTellsOfRotationWithoutQuota(t *testing.T) {
+	file, b := writeConfig(t, "")
+	b.user(t, "ann", "when_full = \"rotate\"\n")
+	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || !strings.Contains(out, "note: user ann: when_full") {
+		t.Errorf("%d, %q", code, out)
+	}
+	b.user(t, "ann", "when_full = \"rotate\"\nquota_files = 1\n")
+	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || strings.Contains(out, "note:") {
+		t.Errorf("%d, %q", code, out)
+	}
+}
+
 func TestServeRefusesSocketsItCannotHave(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
