@@ -443,15 +443,16 @@ func (j *jail) emptyDir(t *tree, dir int, base string, dirName nameIn) error {
 		}
 		parts = append(parts, names...)
 	}
+	held := map[uint64]bool{j.set.nameHash(dirName) % nameLocks: true}
 	for _, name := range parts {
 		// Not waited for, as the directory's own lock is held: an upload that is
 		// about to take the partial up makes the directory busy anyway.
-		l := &j.set.names[j.set.nameHash(id.name(name))%nameLocks]
-		if mine := j.set.nameHash(dirName)%nameLocks == j.set.nameHash(id.name(name))%nameLocks; !mine {
-			if !l.TryLock() {
+		if i := j.set.nameHash(id.name(name)) % nameLocks; !held[i] {
+			if !j.set.names[i].TryLock() {
 				return errBusy
 			}
-			defer l.Unlock()
+			defer j.set.names[i].Unlock()
+			held[i] = true
 		}
 		if s, ok, _ := j.look(t, fd, name); ok && unix.Unlinkat(fd, name, 0) == nil {
 			s.gone()

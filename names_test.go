@@ -109,3 +109,32 @@ func TestOnUploadEndToEnd(t *testing.T) {
 		t.Errorf("the command found %q; want %q", got, want)
 	}
 }
+
+// TestRemoveDirectoryOfPartials: partials that only the server sees keep no directory
+// alive, however many there are: more than there are locks for names.
+func TestRemoveDirectoryOfPartials(t *testing.T) {
+	inBothJails(t, func(t *testing.T, openat2 bool) {
+		home := t.TempDir()
+		j := enterTestJail(t, openat2, home, nil)
+		if err := j.mkdir("/d"); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 * nameLocks {
+			if err := os.WriteFile(filepath.Join(home, "d", partialName(string(rune('a'+i)))), []byte("part"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := j.rmdir("/d"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(home, "f"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.mkdir("/e"); err != nil { // the locks were given back
+			t.Fatal(err)
+		}
+		if err := j.remove("/f"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -707,14 +707,13 @@ func (u *upload) discard() {
 // and what it was charged.
 func (u *upload) end() {
 	u.done = true
-	gone := true
 	if u.stage != "" {
-		err := unix.Unlinkat(int(u.dir.Fd()), u.stage, 0)
-		gone = err == nil || err == unix.ENOENT
+		if err := unix.Unlinkat(int(u.dir.Fd()), u.stage, 0); err != nil && err != unix.ENOENT && u.jail.set.attend != nil {
+			// A sweep finds it, takes it for what a crash has left, and charges it anew.
+			u.jail.set.attend(u.jail.key.user, time.Now().Add(asideCheck))
+		}
 	}
-	if gone { // else a sweep finds it, and takes it for what a crash has left
-		u.balance.unreserve(u.charged.bytes, u.charged.files)
-	}
+	u.balance.unreserve(u.charged.bytes, u.charged.files)
 	if u.file != nil {
 		u.file.Close()
 	}
