@@ -69,12 +69,12 @@ func crashSeed(t *testing.T) uint64 {
 func TestKillNine(t *testing.T) {
 	rounds := crashNumber(t, crashRoundsEnv, crashRoundsDefault)
 	w := newCrashWorld(t, crashSeed(t), t.TempDir(), false)
+	defer w.summary()
 	for range rounds {
 		if w.play(); t.Failed() {
 			break
 		}
 	}
-	w.summary()
 }
 
 // TestPowerCut: contract section 5, "power loss at any moment". The file system's own
@@ -88,13 +88,13 @@ func TestPowerCut(t *testing.T) {
 			w := newCrashWorld(t, crashSeed(t), disk.dir, true)
 			w.kill = func() { disk.cut(t) }
 			w.repair = func() { disk.remount(t) }
+			defer w.summary()
 			disk.sync(t)
 			for range cuts {
 				if w.play(); t.Failed() {
 					break
 				}
 			}
-			w.summary()
 		})
 	}
 }
@@ -211,6 +211,11 @@ func (f crashFile) withoutAside() crashFile {
 	return f
 }
 
+// cutShort is what a crash may leave of a name whose change it cut off: what is kept
+// aside is out of the way before the content goes that it is a try over, as it must
+// never lie beside another one. An older try is kept for a while, and not promised.
+func (f crashFile) cutShort() crashFile { return f.withoutAside() }
+
 // A crashState is a directory as one session knows it.
 type crashState map[string]crashFile
 
@@ -312,6 +317,7 @@ type crashOp struct {
 	alts  []crashState // what it may have changed, once recovery is through
 	done  []crashState // and if all of it had been sent
 	lost  []crashState // what a power loss alone may do
+	cut   []crashState // what only a crash may do: see cutShort
 	whole bool         // all of it was sent
 	stou  crashText    // for a STOU that has not told its name yet
 }
@@ -509,6 +515,9 @@ type crashWorld struct {
 	acks    atomic.Int64
 	cuts    map[string]int // what was in flight, by verb, for the summary
 	log     []string       // of the server
+
+	mu     sync.Mutex
+	faults []string
 }
 
 // newCrashWorld makes homes and state below dir. The configuration is elsewhere: no
@@ -555,12 +564,21 @@ func (w *crashWorld) summary() {
 		what = append(what, fmt.Sprintf("%s %d", k, w.cuts[k]))
 	}
 	w.t.Logf("%d rounds, %d answers; cut off in: %s", w.round, w.acks.Load(), strings.Join(what, ", "))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, text := range w.faults { // once more, behind the server's log: the end is what a report shows that was cut
+		w.t.Log("failed: " + text)
+	}
 }
 
 // fault reports what must not be.
 func (w *crashWorld) fault(format string, args ...any) {
 	w.t.Helper()
-	w.t.Errorf("round %d of %s=%d: %s", w.round, crashSeedEnv, w.seed, fmt.Sprintf(format, args...))
+	text := fmt.Sprintf("round %d of %s=%d: %s", w.round, crashSeedEnv, w.seed, fmt.Sprintf(format, args...))
+	w.t.Error(text)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults = append(w.faults, text)
 }
 
 // crashRound is one life of the server.
@@ -791,8 +809,18 @@ func (s *crashSession) fault(format string, args ...any) {
 
 // became notes what an answered command made of some names.
 func (s *crashSession) became(changes crashState, durable bool) {
-	next := s.now().with(changes)
+	now := s.now()
+	next := now.with(changes)
 	if s.w.power && !durable {
+		half := crashState{}
+		for name := range changes {
+			if now[name].aside && !next[name].aside {
+				half[name] = now[name].cutShort()
+			}
+		}
+		if len(half) > 0 {
+			s.history = append(s.history, now.with(half))
+		}
 		s.history = append(s.history, next)
 	} else {
 		s.history = []crashState{next}
@@ -880,7 +908,7 @@ func (s *crashSession) check() {
 	candidates := slices.Clone(s.history)
 	if op != nil {
 		now := s.now()
-		options := slices.Clone(op.alts)
+		options := slices.Concat(op.alts, op.cut)
 		if op.whole {
 			options = append(options, op.done...)
 		}
@@ -911,7 +939,7 @@ func (s *crashSession) check() {
 		text.WriteString("nothing")
 	} else {
 		fmt.Fprintf(&text, "%s (all sent: %t)", op.what, op.whole)
-		for _, o := range slices.Concat(op.alts, op.done, op.lost) {
+		for _, o := range slices.Concat(op.alts, op.cut, op.done, op.lost) {
 			fmt.Fprintf(&text, "\n  may be %v", o)
 		}
 	}
@@ -1051,7 +1079,7 @@ func (s *crashSession) step(r *crashRound) error {
 	case n < 82:
 		if victim, ok := s.pick(func(f crashFile) bool { return f.exists && !f.dir }); ok {
 			gone := s.now()[victim]
-			s.op = &crashOp{what: "DELE", alts: []crashState{{victim: crashFile{}}, {victim: onlyAside(gone)}}}
+			s.op = &crashOp{what: "DELE", alts: []crashState{{victim: crashFile{}}, {victim: onlyAside(gone)}}, cut: []crashState{{victim: gone.cutShort()}}}
 			return s.simple(r, "DELE "+victim, 250, crashState{victim: {}})
 		}
 		return nil
@@ -1107,7 +1135,7 @@ func (s *crashSession) rename(r *crashRound, from, to string) error {
 	if f.aside {
 		done = append(done, crashState{from: {}, to: f})
 	}
-	s.op = &crashOp{what: "RNTO", alts: slices.Concat(done, late)}
+	s.op = &crashOp{what: "RNTO", alts: slices.Concat(done, late), cut: []crashState{{to: g.cutShort()}}}
 	if code, text, err := s.c.cmd("RNFR %s", from); err != nil {
 		return err
 	} else if s.late(r) {
@@ -1225,6 +1253,10 @@ func (s *crashSession) upload(r *crashRound, verb, name string, rest int64) erro
 		if crashLong(name) || s.user.bytes > 0 {
 			// Nothing tells whose it was; or there is no room for both.
 			op.alts = append(op.alts, op.lost...)
+		}
+		if crashLong(name) || s.user.bytes > 0 || s.w.power || !kept || full.size() == 0 {
+			// What takes the place of the older try is not kept either.
+			op.cut = []crashState{{name: under.cutShort()}}
 		}
 	}
 	s.op = op

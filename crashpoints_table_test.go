@@ -274,6 +274,18 @@ func stepsOps() []stepsOp {
 			{"openat stage", "EROFS", "551", "x old"},
 			{"pread64 x", "EIO", "451", "x new"},
 		}},
+		{name: "APPE to an empty file", old: []byte{}, command: "APPE x", data: new, want: new, steps: []stepsRow{
+			{"openat stage", "x old"},
+			{"flock stage", "x old"},
+			{"fchmod stage", "x old"},
+			{"150", "x old"},
+			{"write stage", "x old"},
+			{"splice stage", "x old"},
+			{"fdatasync stage", "x old"},
+			{"renameat stage>x", "x old"},
+			{"fsync dir", "x new"},
+			{"226", "x new"},
+		}},
 		{name: "APPE, a new name", command: "APPE x", data: new, want: new, steps: []stepsRow{
 			{"openat stage", ""},
 			{"flock stage", ""},

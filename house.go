@@ -189,7 +189,7 @@ func (s *sweep) walk(t *tree) error {
 			if rel == "." {
 				return err
 			}
-			if !errors.Is(err, unix.ENOENT) { // else it went meanwhile
+			if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // else it went meanwhile, or a file has its name
 				s.uncounted(rel, err)
 			}
 			continue

@@ -553,14 +553,15 @@ func (b *balance) mark() countMark {
 // way, as things moved meanwhile: what the ledger has stays if it lies within,
 // and else goes to the near end. So the ledger never drifts further than a count
 // is long, and the first quiet count mends it wholly; quiet tells of one. whole is
-// false for a count that could not look everywhere: that can tell of more, and
-// not of less. steady tells whether nothing was done meanwhile to what the user
-// has in shares, by others.
+// false for a count that could not look everywhere: that can tell of more, beyond
+// what moved, and not of less. steady tells whether nothing was done meanwhile to
+// what the user has in shares, by others.
 func (b *balance) settle(m countMark, bytes, files int64, whole bool, steady func() bool) (was, is ledgerEntry, quiet bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was = ledgerEntry{Bytes: b.bytes, Files: b.files, Exact: b.exact}
-	sound := whole && b.shaken == m.shaken && b.busy == 0 && steady()
+	likely := b.shaken == m.shaken && b.busy == 0 && steady()
+	sound := whole && likely
 	off := quota{b.moved.bytes - m.moved.bytes, b.moved.files - m.moved.files}
 	landed := quota{b.bytes - b.inflight.bytes, b.files - b.inflight.files}
 	if !b.known && !sound && b.tries < firstTries {
@@ -571,8 +572,8 @@ func (b *balance) settle(m countMark, bytes, files int64, whole bool, steady fun
 	case !b.known:
 		// Up to now only changes were kept; what they changed is in the count.
 		landed = quota{bytes, files}
-	case !whole:
-		landed = quota{max(landed.bytes, bytes), max(landed.files, files)}
+	case likely && !whole:
+		landed = quota{max(landed.bytes, addSat(bytes, -off.bytes)), max(landed.files, files-off.files)}
 	case sound:
 		landed.bytes = min(max(landed.bytes, addSat(bytes, -off.bytes)), addSat(bytes, off.bytes))
 		landed.files = min(max(landed.files, files-off.files), files+off.files)

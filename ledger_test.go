@@ -435,6 +435,8 @@ func TestSettle(t *testing.T) {
 		{name: "in the middle of a change", ledger: quota{100, 2}, during: func(b *balance) { b.begin() }, count: quota{0, 0}, want: quota{100, 2}, doubt: true},
 		{name: "could not look everywhere", ledger: quota{100, 2}, count: quota{40, 1}, part: true, want: quota{100, 2}, doubt: true},
 		{name: "could not look everywhere, and saw more", ledger: quota{100, 2}, count: quota{140, 1}, part: true, want: quota{140, 2}, doubt: true},
+		{name: "could not look everywhere, and saw what went", ledger: quota{100, 2}, during: func(b *balance) { b.drop(50, 1) }, count: quota{100, 2}, part: true, want: quota{50, 1}, doubt: true},
+		{name: "could not look everywhere, and a directory was renamed", ledger: quota{100, 2}, during: func(b *balance) { b.shift(-1) }, count: quota{200, 4}, part: true, want: quota{100, 2}, doubt: true},
 		{name: "beyond all numbers", ledger: quota{100, 2}, during: func(b *balance) { store(b, 50, 1) }, count: quota{math.MaxInt64, 3}, want: quota{math.MaxInt64 - 50, 3}},
 	}
 	for _, tt := range tests {

@@ -188,7 +188,11 @@ func (u *upload) begin(offset int64) error {
 		}
 	}
 	if offset <= 0 {
-		return u.createStage(u.kind)
+		kind := u.kind
+		if kind == uploadAppend && u.old.mode != 0 {
+			kind = uploadCopied // of nothing: recovery keeps as little of it as interrupt does
+		}
+		return u.createStage(kind)
 	}
 
 	// A restart. What can be continued is looked for in this order: a partial
