@@ -135,10 +135,15 @@ type transferConfig struct {
 
 // execConfig is [exec]. Timeout 0 and Output 0 mean no bound.
 type execConfig struct {
-	Runner  string   `toml:"runner"`
-	Sandbox string   `toml:"sandbox"`
-	Timeout duration `toml:"timeout"`
-	Output  byteSize `toml:"output"`
+	Runner          string   `toml:"runner"`
+	Sandbox         string   `toml:"sandbox"`
+	Timeout         duration `toml:"timeout"`
+	Output          byteSize `toml:"output"`
+	KillAfter       duration `toml:"kill_after"`        // from SIGTERM to SIGKILL
+	Parallel        int      `toml:"parallel"`          // commands at once
+	ParallelPerUser int      `toml:"parallel_per_user"` // and of one user
+	Read            []string `toml:"read"`              // beyond the system's directories
+	Write           []string `toml:"write"`             // beyond the user's own
 }
 
 // commandConfig is [commands.NAME]. Run[0] is an absolute path without a
@@ -150,6 +155,8 @@ type commandConfig struct {
 	Timeout duration          `toml:"timeout"`
 	TTY     bool              `toml:"tty"`
 	Help    string            `toml:"help"`
+	Read    []string          `toml:"read"` // with those of [exec]
+	Write   []string          `toml:"write"`
 }
 
 // filterConfig is [filter]. An empty AllowFrom lets everyone in whom DenyFrom does not name.
@@ -195,8 +202,9 @@ func defaultConfig() *config {
 			DataTimeout:        duration(time.Minute),
 		},
 		Transfer: transferConfig{Durable: true, PartialTTL: duration(24 * time.Hour), Digest: "on-demand"},
-		Exec:     execConfig{Sandbox: "landlock", Timeout: duration(5 * time.Minute), Output: 64 << 20},
-		Log:      logConfig{Format: "auto", Level: "info"},
+		Exec: execConfig{Sandbox: "landlock", Timeout: duration(5 * time.Minute), Output: 64 << 20, KillAfter: duration(5 * time.Second),
+			Parallel: 100, ParallelPerUser: 50},
+		Log: logConfig{Format: "auto", Level: "info"},
 	}
 }
 
@@ -307,6 +315,12 @@ func (c configChecker) config(cfg *config) {
 		c.bad("exec.runner", `%s is not a runner; write "unix:/run/berth/runner.sock", or "" for none`, configQuote(cfg.Exec.Runner))
 	}
 	c.oneOf("exec.sandbox", cfg.Exec.Sandbox, "landlock", "best-effort", "off")
+	for key, n := range map[string]int{"exec.parallel": cfg.Exec.Parallel, "exec.parallel_per_user": cfg.Exec.ParallelPerUser} {
+		if n < 1 {
+			c.bad(key, "%d is below 1; write how many commands may run at once", n)
+		}
+	}
+	c.sandboxPaths("exec", cfg.Exec.Read, cfg.Exec.Write)
 	c.oneOf("log.format", cfg.Log.Format, "auto", "journal", "text", "json")
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	for _, name := range slices.Sorted(maps.Keys(cfg.Commands)) {
@@ -555,6 +569,7 @@ func (c configChecker) command(name string, cmd commandConfig) {
 	if !configCommandName.MatchString(name) {
 		c.bad(path, `%s is not a command name; use letters, digits, ".", "_" and "-", as [commands.uptime]`, configQuote(name))
 	}
+	c.sandboxPaths(path, cmd.Read, cmd.Write)
 	if configHasControl(cmd.Help) {
 		c.bad(path+".help", "has line ends or control characters; write one line")
 	}
@@ -590,6 +605,17 @@ func (c configChecker) command(name string, cmd commandConfig) {
 			c.bad(key, `an empty rule matches no value but the empty one; write one like "^[a-z0-9-]+$"`)
 		} else if !used[arg] && complete {
 			c.bad(key, "no {%s} in run; put it where the value belongs, or remove the rule", arg)
+		}
+	}
+}
+
+// sandboxPaths checks what commands may touch besides.
+func (c configChecker) sandboxPaths(section string, read, write []string) {
+	for key, paths := range map[string][]string{"read": read, "write": write} {
+		for i, p := range paths {
+			if !filepath.IsAbs(p) || strings.ContainsRune(p, 0) {
+				c.bad(fmt.Sprintf("%s.%s[%d]", section, key, i), `%s is not an absolute path; write one like "/dev/video0"`, configQuote(p))
+			}
 		}
 	}
 }

@@ -86,6 +86,11 @@ func emptyAsNil(c *config) config {
 			*l = nil
 		}
 	}
+	for _, l := range []*[]string{&d.Exec.Read, &d.Exec.Write} {
+		if len(*l) == 0 {
+			*l = nil
+		}
+	}
 	return d
 }
 

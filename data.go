@@ -415,11 +415,14 @@ func (a *dataArm) dismiss() {
 // that runs the transfer.
 type transfer struct {
 	timeout time.Duration // nothing moved for so long: errStalled
-	upload  bool
-	moved   atomic.Int64 // bytes of the file or listing so far
-	started time.Time
-	limit   *rate.Limiter // nil: none
-	count   func(int64)   // told of every step while it happens; nil: nobody
+	// silence is what to do when the client says that it will send no more, to find
+	// out whether it is still there; nil: nothing.
+	silence  func()
+	attended bool         // the client has to stay: it sends, or a command runs for it
+	moved    atomic.Int64 // bytes of the file or listing so far
+	started  time.Time
+	limit    *rate.Limiter // nil: none
+	count    func(int64)   // told of every step while it happens; nil: nobody
 
 	mu      sync.Mutex
 	why     error // set by cancel

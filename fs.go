@@ -730,6 +730,11 @@ func (j *jail) setTimes(p string, mtime time.Time) error {
 			}()
 		}
 	}
+	return utimens(f, ts)
+}
+
+// utimens sets both times of an open file.
+func utimens(f *os.File, ts unix.Timespec) error {
 	two := [2]unix.Timespec{ts, ts}
 	// utimensat(2) with a null path works on the descriptor itself.
 	if _, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, f.Fd(), 0, uintptr(unsafe.Pointer(&two)), 0, 0, 0); e != 0 {

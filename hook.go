@@ -133,9 +133,13 @@ const (
 	hookRanStopped = "stopped" // the daemon was; it does not count as a try
 )
 
-// hookSinks is where a queue reports to; both are called from its own goroutines
-// and from those that add.
+// hookSinks is what a queue has of the server: what runs its commands, and where it
+// reports to. All are called from its own goroutines and from those that add.
 type hookSinks struct {
+	// launch runs a command: (*launcher).run.
+	launch func(context.Context, program, programIO) programResult
+	// sandbox is what a command may reach for this user; nil: it has no sandbox.
+	sandbox func(user string) *sandbox
 	// ran counts one try of a command that the configuration has, by its result.
 	ran func(command, result string, took time.Duration)
 	// after is told that a command of this user has worked in his home.
@@ -160,13 +164,12 @@ var (
 // command makes of a series of uploads depends on the order; and while a
 // destination is away, that loses one event in 36 minutes and not all of them.
 type hookQueue struct {
-	dir     string
-	config  func() *config
-	log     *slog.Logger
-	sinks   hookSinks
-	execute func(context.Context, program) programResult // program.run
-	folder  *os.File                                     // dir, to sync it
-	wake    chan struct{}                                // something may have become due
+	dir    string
+	config func() *config
+	log    *slog.Logger
+	sinks  hookSinks
+	folder *os.File      // dir, to sync it
+	wake   chan struct{} // something may have become due
 
 	mu    sync.Mutex // guards what follows, the lanes and their entries; not held for I/O
 	lanes map[string]*hookLane
@@ -204,9 +207,8 @@ type hookRecord struct {
 func newHookQueue(dir string, config func() *config, log *slog.Logger, sinks hookSinks) (*hookQueue, error) {
 	q := &hookQueue{
 		dir: dir, config: config, log: log, sinks: sinks,
-		execute: func(ctx context.Context, p program) programResult { return p.run(ctx) },
-		wake:    make(chan struct{}, 1),
-		lanes:   map[string]*hookLane{}, count: map[string]int{},
+		wake:  make(chan struct{}, 1),
+		lanes: map[string]*hookLane{}, count: map[string]int{},
 	}
 	if err := q.load(); err != nil {
 		return nil, fmt.Errorf("on_upload queue: %w; make its directory one that berth may write", err)
@@ -568,11 +570,15 @@ func (q *hookQueue) handle(ctx context.Context, l *hookLane, e *hookEntry) {
 	}
 	cmd := cfg.Commands[ev.Command]
 	tail := &tailBuffer{max: hookOutputMax}
-	r := q.execute(ctx, program{
-		argv: cmd.Run, env: ev.environment(), dir: ev.Dir,
-		timeout: cmp.Or(cmd.Timeout, cfg.Exec.Timeout).std(), grace: programGrace,
-		output: tail, limit: int64(cfg.Exec.Output),
-	})
+	r := q.sinks.launch(ctx, program{
+		Argv: rawTexts(cmd.Run), Env: rawTexts(ev.environment()), Root: rawText(ev.Dir), Dir: ".",
+		Sandbox: q.sinks.sandbox(ev.User),
+		Timeout: cmp.Or(cmd.Timeout, cfg.Exec.Timeout).std(), Grace: programGrace,
+		Output: int64(cfg.Exec.Output),
+	}, programIO{output: func(_ byte, p []byte) error {
+		tail.Write(p)
+		return nil
+	}})
 	result := hookResult(r)
 	q.sinks.ran(ev.Command, result, r.took)
 	q.sinks.after(ev.User)

@@ -54,7 +54,9 @@ func newHookBench(t *testing.T, dir string) *hookBench {
 	b.cfg.Commands = map[string]commandConfig{"thumb": {Run: []string{"/bin/true"}}}
 	var err error
 	b.hookQueue, err = newHookQueue(dir, func() *config { return b.cfg }, slog.New(slog.NewTextHandler(b.log, nil)), hookSinks{
-		after: func(string) {},
+		launch:  newLauncher(slog.New(slog.DiscardHandler), false).run,
+		sandbox: func(string) *sandbox { return nil },
+		after:   func(string) {},
 		ran: func(command, result string, _ time.Duration) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -125,8 +127,8 @@ func filesIn(t *testing.T, dir string) []string {
 
 // hookPath is what the fake programs know their event by.
 func hookPath(p program) string {
-	for _, kv := range p.env {
-		if v, ok := strings.CutPrefix(kv, "BERTH_PATH="); ok {
+	for _, kv := range p.Env {
+		if v, ok := strings.CutPrefix(string(kv), "BERTH_PATH="); ok {
 			return v
 		}
 	}
@@ -172,9 +174,12 @@ func TestHookCutOffByStopIsRunAgain(t *testing.T) {
 	b.cfg.Commands["thumb"] = commandConfig{Run: []string{"/bin/sh", "-c", "echo $$ ready; exec sleep 300"}}
 	ctx, cancel := context.WithCancel(t.Context())
 	out := &readyWriter{ready: cancel}
-	b.execute = func(ctx context.Context, p program) programResult {
-		p.output = out
-		return p.run(ctx)
+	launch := b.sinks.launch
+	b.sinks.launch = func(ctx context.Context, p program, _ programIO) programResult {
+		return launch(ctx, p, programIO{output: func(_ byte, p []byte) error {
+			out.Write(p)
+			return nil
+		}})
 	}
 	mustAdd(t, b.hookQueue, ev)
 	b.run(ctx)
@@ -203,7 +208,9 @@ func TestHookQueueSurvivesRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newHookBench(t, t.TempDir())
 		b.cfg.Commands["thumb"] = commandConfig{Run: []string{"/bin/false"}}
-		b.execute = func(context.Context, program) programResult { return programResult{reason: programExited, exit: 1} }
+		b.sinks.launch = func(context.Context, program, programIO) programResult {
+			return programResult{reason: programExited, exit: 1}
+		}
 		events := []uploadEvent{hookEvent(t, "ann", "first"), hookEvent(t, "ann", "\x00\xff\xfe\"\\\n\u2028ü"), hookEvent(t, "bob", strings.Repeat("\xff", 4095))}
 		mustAdd(t, b.hookQueue, events...)
 		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
@@ -249,7 +256,7 @@ func TestHookRetryAfterClockJump(t *testing.T) {
 			}
 		}
 		b := newHookBench(t, dir)
-		b.execute = func(context.Context, program) programResult { return programResult{reason: programExited} }
+		b.sinks.launch = func(context.Context, program, programIO) programResult { return programResult{reason: programExited} }
 		ctx, cancel := context.WithTimeout(t.Context(), hookBackoff[0]+time.Second)
 		defer cancel()
 		b.run(ctx)
@@ -266,11 +273,11 @@ func TestHookBackoff(t *testing.T) {
 			{reason: programExited, exit: 1}, {reason: programSignalled, exit: -1, signal: unix.SIGSEGV}, {reason: programTimeout, exit: -1, signal: unix.SIGKILL},
 			{reason: programStartFailed, exit: -1, err: unix.ENOENT}, {reason: programOutputLimit, exit: -1},
 		}
-		b.execute = func(_ context.Context, p program) programResult {
+		b.sinks.launch = func(_ context.Context, p program, io programIO) programResult {
 			if hookPath(p) != "/bad" {
 				return programResult{reason: programExited}
 			}
-			fmt.Fprint(p.output, "no disk\n")
+			io.output(programStderr, []byte("no disk\n"))
 			at = append(at, time.Since(began))
 			return results[len(at)-1]
 		}
@@ -303,7 +310,9 @@ func TestHookRetryNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newHookBench(t, t.TempDir())
 		exit := 1
-		b.execute = func(context.Context, program) programResult { return programResult{reason: programExited, exit: exit} }
+		b.sinks.launch = func(context.Context, program, programIO) programResult {
+			return programResult{reason: programExited, exit: exit}
+		}
 		mustAdd(t, b.hookQueue, hookEvent(t, "ann", "a"))
 		ctx, cancel := context.WithCancel(t.Context())
 		go b.run(ctx)
@@ -324,7 +333,7 @@ func TestHookOrder(t *testing.T) {
 		var mu sync.Mutex
 		running := map[string]int{}
 		var order []string
-		b.execute = func(_ context.Context, p program) programResult {
+		b.sinks.launch = func(_ context.Context, p program, _ programIO) programResult {
 			path := hookPath(p)
 			user := path[1:4]
 			mu.Lock()
@@ -371,7 +380,9 @@ func TestHookOrder(t *testing.T) {
 func TestHookWithNothingToRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newHookBench(t, t.TempDir())
-		b.execute = func(context.Context, program) programResult { return programResult{reason: programExited, exit: 1} }
+		b.sinks.launch = func(context.Context, program, programIO) programResult {
+			return programResult{reason: programExited, exit: 1}
+		}
 		b.cfg.Commands["fill"] = commandConfig{Run: []string{"/bin/echo", "-o={file}"}, Args: map[string]string{"file": "a"}}
 		removed, fill, moved := hookEvent(t, "ann", "a"), hookEvent(t, "bob", "b"), hookEvent(t, "cat", "c")
 		removed.Command, fill.Command = "removed", "fill"
@@ -545,7 +556,7 @@ func TestHookConcurrentAdds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
 	total := 0
-	b.execute = func(_ context.Context, p program) programResult {
+	b.sinks.launch = func(_ context.Context, p program, _ programIO) programResult {
 		mu.Lock()
 		defer mu.Unlock()
 		ran[hookPath(p)]++

@@ -90,6 +90,9 @@ func (l *lineReader) space() []byte {
 	return l.raw[l.w:]
 }
 
+// got says that n bytes were read into space.
+func (l *lineReader) got(n int) { l.w += n }
+
 // next takes one line out of what was read. The slice holds until the next call.
 func (l *lineReader) next() ([]byte, lineStatus) {
 	for l.r < l.w {

@@ -33,6 +33,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -69,6 +70,7 @@ func verbs() []verb {
 	return []verb{
 		{"demo", "[DIR]", `a server on loopback with a user "demo", nothing to set up`, runDemo},
 		{"serve", "[--config FILE]", "the daemon", runServe},
+		{"runner", "[--config FILE]", "run commands for the daemon, in a unit of its own", runRunner},
 		{"check", "[--config FILE]", "say what is wrong with the configuration, with file and line", runCheck},
 		{"user", "add|passwd|set|del|list|show|scan NAME ...", "manage users", runUser},
 		{"health", "[--config FILE]", "ask the running daemon whether it is well", runHealth},
@@ -88,6 +90,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	case "--version", "-version":
 		args[0] = "version"
+	case helperVerb: // not for people: see sandbox.go
+		return runHelper(stderr)
 	}
 	for _, v := range verbs() {
 		if v.name == args[0] {
@@ -218,15 +222,13 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		if u.WhenFull == "rotate" && u.limit() == (quota{}) {
 			fmt.Fprintf(stdout, "note: user %s: when_full = \"rotate\" does nothing without quota_bytes or quota_files\n", u.Name)
 		}
-		if keys := notYet(u); len(keys) > 0 {
-			fmt.Fprintf(stdout, "note: user %s: this version checks %s but does not enforce it yet\n", u.Name, strings.Join(keys, ", "))
-		}
 	}
 	n := len(us.all())
 	users := "users"
 	if n == 1 {
 		users = "user"
 	}
+	fmt.Fprintf(stdout, "note: commands run with %s\n", sandboxState(cfg.Exec))
 	fmt.Fprintf(stdout, "%s: the configuration is good, with %d %s in %s\n", path, n, users, cfg.Server.UsersDir)
 	if n == 0 {
 		fmt.Fprintf(stdout, "nobody can log in yet; add someone with: berth user add NAME --config %s\n", path)
@@ -271,7 +273,7 @@ func runServe(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	}
 	level := new(slog.LevelVar)
 	log := newLogger(cfg.Log, level, stderr)
-	srv, err := newServer(cfg, log, level)
+	srv, err := newServer(cfg, log, level, true)
 	if err != nil {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
 		return exitFailed
@@ -282,6 +284,30 @@ func runServe(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		return exitFailed
 	}
 	return srv.live(nil)
+}
+
+// runRunner is the runner until SIGTERM; commands that run then are ended.
+func runRunner(args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	cfg, _, code := configured("runner", "berth runner --config /etc/berth/berth.toml", args, stdout, stderr)
+	if cfg == nil {
+		return code
+	}
+	log := newLogger(cfg.Log, new(slog.LevelVar), stderr)
+	ln, err := runnerSocket(strings.TrimPrefix(cfg.Exec.Runner, commandRunnerScheme))
+	if err != nil {
+		fmt.Fprintf(stderr, "berth runner: %v\n", err)
+		return exitFailed
+	}
+	r := newRunner(cfg, log, true)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	context.AfterFunc(ctx, func() { ln.Close(); r.end() })
+	log.Info("serving", "listeners", "runner="+ln.Addr().String(), "landlock", landlockABI())
+	if err := r.serve(ln); err != nil {
+		fmt.Fprintf(stderr, "berth runner: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
 }
 
 // newLogger writes to w in the format of [log]: for the journal with priority
@@ -479,7 +505,7 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 	cfg.Listen = listenConfig{Control: []string{d.control}, Datagram: []string{d.datagram}, HTTP: []string{d.http}}
 	cfg.Log.Level = "warn"
 	level := new(slog.LevelVar)
-	srv, err := newServer(cfg, newLogger(logConfig{Format: "text", Level: cfg.Log.Level}, level, stderr), level)
+	srv, err := newServer(cfg, newLogger(logConfig{Format: "text", Level: cfg.Log.Level}, level, stderr), level, true)
 	if err != nil {
 		return nil, "", err
 	}

@@ -175,11 +175,11 @@ func TestCheckAndServeRefuseMistakes(t *testing.T) {
 func TestCheckTellsOfRotationWithoutQuota(t *testing.T) {
 	file, b := writeConfig(t, "")
 	b.user(t, "ann", "when_full = \"rotate\"\n")
-	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || !strings.Contains(out, "note: user ann: when_full") {
+	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || !strings.Contains(out, "note: user ann: when_full") || !strings.Contains(out, "note: commands run with ") {
 		t.Errorf("%d, %q", code, out)
 	}
 	b.user(t, "ann", "when_full = \"rotate\"\nquota_files = 1\n")
-	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || strings.Contains(out, "note:") {
+	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || strings.Contains(out, "note: user") {
 		t.Errorf("%d, %q", code, out)
 	}
 }

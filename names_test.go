@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,9 +93,10 @@ func TestDigestIsKept(t *testing.T) {
 // TestOnUploadEndToEnd: the command of a completed upload finds it in its environment,
 // and none runs for one that was cut short.
 func TestOnUploadEndToEnd(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "out")
+	dir := t.TempDir() // outside of the home: exec.write opens it
+	out := filepath.Join(dir, "out")
 	script := `printf "%s|" "$PWD" "$BERTH_USER" "$BERTH_PATH" "$BERTH_SIZE" "$BERTH_PROTOCOL" "$(cat "$BERTH_FILE")" >> ` + out
-	b := newFTPBox(t, realListen+"commands.note.run = [\"/bin/sh\", \"-c\", '"+script+"']\n", "on_upload = \"note\"\n")
+	b := newFTPBox(t, realListen+fmt.Sprintf("exec.write = [%q]\n", dir)+"commands.note.run = [\"/bin/sh\", \"-c\", '"+script+"']\n", "on_upload = \"note\"\n")
 	f := b.dialReal(t, b.serveReal(t)[0]).login()
 	f.cmd("MKD d", "257 *")
 	f.cmd("ALLO 100", "200 *")

@@ -81,6 +81,10 @@ var outBuffers = sync.Pool{New: func() any { b := make([]byte, 0, outBuffer); re
 // reply queues one line. Texts are sentences; CR and LF in them become spaces,
 // so that nothing a client sent can forge a reply, and IAC is escaped.
 func (s *session) reply(code int, text string) {
+	if s.fr != nil {
+		s.answer(&answer{Code: code, Text: text})
+		return
+	}
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	s.put(code, ' ', text)
@@ -146,7 +150,9 @@ func (s *session) flush() error {
 
 func (s *session) flushLocked() error {
 	if len(s.out) > 0 && s.outErr == nil {
-		s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if !s.patient {
+			s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		}
 		_, s.outErr = s.conn.Write(s.out)
 	}
 	if cap(s.out) == outBuffer { // one that grew for a long reply is not kept
@@ -157,85 +163,93 @@ func (s *session) flushLocked() error {
 	return s.outErr
 }
 
-// replyFor is the one place where an error becomes a reply. What is not known
-// is logged and told as a local error, without Go's text.
-func (s *session) replyFor(err error) (int, string) {
+// replyFor is the one place where an error becomes a reply: the code, the word by
+// which programs that speak frames tell it from others, and the text. What is not
+// known is logged and told as a local error, without Go's text.
+func (s *session) replyFor(err error) (code int, reason, text string) {
 	var off *offsetError
 	var over *quotaError
 	switch {
 	case err == nil:
-		return codeOK, "OK."
+		return codeOK, "", "OK."
 	case errors.As(err, &off):
-		return codeBadRestart, fmt.Sprintf("Cannot restart at %d: %d bytes are here; use REST %d to go on, or REST 0 to start anew.", off.want, off.have, off.have)
+		return codeBadRestart, "offset", s.restartText(off)
 	case errors.As(err, &over) && over.full:
-		return codeQuota, "Your quota has no room for another file; delete something first."
+		return codeQuota, "quota", "Your quota has no room for another file; delete something first."
 	case errors.As(err, &over):
-		return codeQuota, fmt.Sprintf("Your quota has %d bytes left, too few for this; delete something first.", over.left)
+		return codeQuota, "quota", fmt.Sprintf("Your quota has %d bytes left, too few for this; delete something first.", over.left)
 	case errors.Is(err, errCounting):
-		return codeBusy, "What you have stored is being counted; try again in a moment."
+		return codeBusy, "counting", "What you have stored is being counted; try again in a moment."
 	case errors.Is(err, errAborted):
-		return codeAborted, "Transfer aborted."
+		return codeAborted, "cancelled", "Transfer aborted."
 	case errors.Is(err, errNoPort):
-		return codeNoData, "No passive port is free; try again in a moment."
+		return codeNoData, "no_port", "No passive port is free; try again in a moment."
 	case errors.Is(err, errNoData):
-		return codeNoData, "Cannot open the data connection; check that a firewall lets it through, or try the other of PASV/EPSV and PORT/EPRT."
+		return codeNoData, "no_data_connection", "Cannot open the data connection; check that a firewall lets it through, or try the other of PASV/EPSV and PORT/EPRT."
 	case errors.Is(err, errStalled):
-		return codeAborted, "Nothing moved on the data connection for too long; transfer ended."
+		return codeAborted, "stalled", "Nothing moved on the data connection for too long; transfer ended."
 	case errors.Is(err, errControlGone):
-		return codeAborted, "The control connection ended before the transfer did."
+		return codeAborted, "client_gone", "The control connection ended before the transfer did."
 	case errors.Is(err, errCutShort):
-		return codeAborted, "The data connection ended without TLS close_notify, so the file may be cut short; what arrived is kept to be resumed."
+		return codeAborted, "cut_short", "The data connection ended without TLS close_notify, so the file may be cut short; what arrived is kept to be resumed."
 	case errors.Is(err, errBomb):
-		return codeQuota, "The compressed data grows beyond all measure; send it with MODE S."
+		return codeQuota, "bomb", "The compressed data grows beyond all measure; send it with MODE S."
 	case errors.Is(err, errChanged):
-		return codeLocalError, "The file became shorter while it was read; try again."
+		return codeLocalError, "changed", "The file became shorter while it was read; try again."
 	case errors.Is(err, errReserved):
-		return codeBadName, "Names that begin with .berth- are the server's own; choose another."
+		return codeBadName, "bad_name", "Names that begin with .berth- are the server's own; choose another."
 	case errors.Is(err, errBadName):
-		return codeBadName, "A name cannot hold NUL, CR or LF."
+		return codeBadName, "bad_name", "A name cannot hold NUL, CR or LF."
 	case errors.Is(err, errIsDir), errors.Is(err, syscall.EISDIR):
-		return codeDenied, "That is a directory."
+		return codeDenied, "is_directory", "That is a directory."
 	case errors.Is(err, errNotRegular):
-		return codeDenied, "That is neither a file nor a directory."
+		return codeDenied, "not_regular", "That is neither a file nor a directory."
 	case errors.Is(err, errReadOnly):
-		return codeDenied, "This share is read-only."
+		return codeDenied, "read_only", "This share is read-only."
 	case errors.Is(err, errShareRoot):
-		return codeDenied, "The top directory cannot be changed."
+		return codeDenied, "top_directory", "The top directory cannot be changed."
 	case errors.Is(err, errExists):
-		return codeDenied, "That name is taken."
+		return codeDenied, "exists", "That name is taken."
 	case errors.Is(err, errBusy):
-		return codeBusy, "An upload is running there; try again when it is done."
+		return codeBusy, "busy", "An upload is running there; try again when it is done."
 	case errors.Is(err, fs.ErrNotExist):
-		return codeDenied, "No such file or directory."
+		return codeDenied, "not_found", "No such file or directory."
 	case errors.Is(err, errAcross):
-		return codeDenied, "A directory cannot be moved to or from a share; move its files."
+		return codeDenied, "across", "A directory cannot be moved to or from a share; move its files."
 	case errors.Is(err, syscall.EXDEV):
-		return codeDenied, "That leads out of your files, or across to another share."
+		return codeDenied, "across", "That leads out of your files, or across to another share."
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ELOOP):
-		return codeDenied, "Permission denied."
+		return codeDenied, "denied", "Permission denied."
 	case errors.Is(err, syscall.ENOTDIR):
-		return codeDenied, "That is not a directory."
+		return codeDenied, "not_directory", "That is not a directory."
 	case errors.Is(err, syscall.ENOTEMPTY):
-		return codeDenied, "The directory is not empty."
+		return codeDenied, "not_empty", "The directory is not empty."
 	case errors.Is(err, syscall.ENAMETOOLONG):
-		return codeBadName, "That name is too long."
+		return codeBadName, "bad_name", "That name is too long."
 	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EILSEQ):
-		return codeBadName, "The disk cannot store that name."
+		return codeBadName, "bad_name", "The disk cannot store that name."
 	case errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
-		return codeQuota, "Storage allocation exceeded; delete something first."
+		return codeQuota, "quota", "Storage allocation exceeded; delete something first."
 	case errors.Is(err, syscall.ENOSPC):
-		return codeNoSpace, "The disk is full."
-	case errors.Is(err, syscall.EROFS) && (s.verb == "STOR" || s.verb == "APPE" || s.verb == "STOU"):
-		return codeNotWritable, "The disk is read-only."
+		return codeNoSpace, "disk_full", "The disk is full."
+	case errors.Is(err, syscall.EROFS) && (s.verb == "STOR" || s.verb == "APPE" || s.verb == "STOU" || s.verb == "put"):
+		return codeNotWritable, "read_only", "The disk is read-only."
 	case errors.Is(err, syscall.EROFS):
-		return codeDenied, "The disk is read-only."
+		return codeDenied, "read_only", "The disk is read-only."
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return codeBusy, "Too many open files in the server; try again in a moment."
+		return codeBusy, "busy", "Too many open files in the server; try again in a moment."
 	case isNetError(err):
-		return codeAborted, "The data connection broke."
+		return codeAborted, "broken", "The data connection broke."
 	}
 	s.srv.log.Error("local error", "session", s.id, "user", s.userName(), "verb", s.verb, "error", err)
-	return codeLocalError, "A local error stopped this; the operator finds it in the log."
+	return codeLocalError, "local", "A local error stopped this; the operator finds it in the log."
+}
+
+func (s *session) restartText(off *offsetError) string {
+	if s.fr != nil {
+		return fmt.Sprintf("Cannot go on at %d: %d bytes are here; use offset %d to go on, or 0 to start anew.", off.want, off.have, off.have)
+	}
+	return fmt.Sprintf("Cannot restart at %d: %d bytes are here; use REST %d to go on, or REST 0 to start anew.", off.want, off.have, off.have)
 }
 
 // isNetError tells the network's errors from the disk's: splice and sendfile
@@ -255,9 +269,36 @@ func isNetError(err error) bool {
 
 // fail replies for an error and goes on.
 func (s *session) fail(err error) error {
-	code, text := s.replyFor(err)
+	code, reason, text := s.replyFor(err)
+	if s.fr != nil {
+		a := &failure{answer: answer{Code: code, Reason: reason, Text: text}}
+		var off *offsetError
+		if errors.As(err, &off) {
+			a.Have = &off.have
+		}
+		s.answer(a)
+		return nil
+	}
 	s.reply(code, text)
 	return nil
+}
+
+// mayNot is why the session may not do something: code 0 if it may. What a user
+// was not allowed to do is logged, with what it was about.
+func (s *session) mayNot(login bool, perm permission, onBox bool, what, arg string) (code int, reason, text string) {
+	switch {
+	case login && s.user == nil && s.fr != nil:
+		return codeNotLoggedIn, "not_logged_in", "Log in first."
+	case login && s.user == nil:
+		return codeNotLoggedIn, "not_logged_in", "Log in with USER and PASS first."
+	case onBox && !s.operator():
+		s.refused(what, arg)
+		return codeDenied, "denied", "Only root on this machine may do that, through the local socket."
+	case perm != 0 && !s.user.can(perm):
+		s.refused(what, arg)
+		return codeDenied, "denied", "Permission denied: this account may not " + perm.String() + "."
+	}
+	return 0, "", ""
 }
 
 // --- dispatch ---
@@ -306,22 +347,27 @@ func (s *session) handle(line string) error {
 		s.srv.log.Debug("command", "session", s.id, "user", s.userName(), "verb", c.verb, "arg", shown)
 	}
 	var err error
+	code, _, text := 0, "", ""
+	if c.login && s.user == nil { // before an argument is looked at
+		code, _, text = s.mayNot(true, 0, false, c.verb, arg)
+	}
 	switch {
 	case c.run == nil:
 		s.reply(codeNotDone, c.verb+" is not available here; HELP lists what is.")
-	case c.login && s.user == nil:
-		s.reply(codeNotLoggedIn, "Log in with USER and PASS first.")
+	case code != 0:
+		s.reply(code, text)
 	case c.arg == argRequired && arg == "":
 		s.reply(codeBadArgument, "Usage: "+c.verb+" "+c.syntax)
 	case c.arg == argNone && strings.Trim(arg, " ") != "":
 		s.reply(codeBadArgument, c.verb+" takes no argument.")
-	case c.perm != 0 && !s.user.can(c.perm):
-		s.refused(c.verb, arg)
-		s.reply(codeDenied, "Permission denied: this account may not "+c.perm.String()+".")
-	case c.data && !s.arm.armed():
-		s.reply(codeNoData, "Use EPSV, PASV, EPRT or PORT first.")
 	default:
-		err = c.run(s, arg)
+		if code, _, text := s.mayNot(false, c.perm, false, c.verb, arg); code != 0 {
+			s.reply(code, text)
+		} else if c.data && !s.arm.armed() {
+			s.reply(codeNoData, "Use EPSV, PASV, EPRT or PORT first.")
+		} else {
+			err = c.run(s, arg)
+		}
 	}
 	if !c.keep {
 		s.rest, s.rangeFrom, s.rangeTo = 0, 0, -1
@@ -422,14 +468,14 @@ func (s *session) cmdUSER(name string) error {
 		return errAbuse
 	}
 	u := s.srv.users.get(name)
-	if tc, ok := s.conn.(*tls.Conn); ok && u != nil {
+	if u != nil {
 		// RFC 4217 section 9: a certificate may be all the proof there has to be.
-		if fp := clientFingerprint(tc.ConnectionState()); fp != "" && u.hasCertificate(fp) && s.srv.auth.allowed(u, s.peer) {
-			return s.login(u, "certificate", codeLoggedInByTLS)
+		if fp := s.fingerprint(); fp != "" && u.hasCertificate(fp) && s.srv.auth.allowed(u, s.peer) {
+			return s.enter(u, "certificate", codeLoggedInByTLS)
 		}
 	}
 	if u != nil && s.hasUID && u.UID != nil && *u.UID == s.localUID && s.srv.auth.allowed(u, s.peer) {
-		return s.login(u, "local", codeLoggedIn)
+		return s.enter(u, "local", codeLoggedIn)
 	}
 	if s.clearRefused(u) {
 		s.reply(codeNotLoggedIn, "Passwords are not accepted in clear text from there; use AUTH TLS first.")
@@ -439,10 +485,18 @@ func (s *session) cmdUSER(name string) error {
 	return nil
 }
 
+// fingerprint is that of the client's certificate; "" if it has shown none.
+func (s *session) fingerprint() string {
+	if tc, ok := s.conn.(*tls.Conn); ok {
+		return clientFingerprint(tc.ConnectionState())
+	}
+	return ""
+}
+
 // clearRefused tells whether a password for u must not cross this connection.
 // An unknown user is as strict as can be, or this would tell who exists.
 func (s *session) clearRefused(u *user) bool {
-	if s.tls != nil || s.proto == "local" {
+	if s.tls != nil || !s.peer.IsValid() {
 		return false
 	}
 	if u != nil && u.TLS == "optional" {
@@ -470,44 +524,71 @@ func (s *session) cmdPASS(password string) error {
 		s.reply(codeNotLoggedIn, "Passwords are not accepted in clear text from there; use AUTH TLS first.")
 		return nil
 	}
-	s.flush()
 	name := s.asked
 	s.asked = ""
+	u, err := s.checkPassword(name, password)
+	if err != nil || u == nil {
+		return err
+	}
+	return s.enter(u, "password", codeLoggedIn)
+}
+
+// checkPassword is the user that name and password are of. Where there is none the
+// client has been told, and the error is nil unless the session is over.
+func (s *session) checkPassword(name, password string) (*user, error) {
+	s.flush()
 	u, err := s.srv.auth.verify(s.srv.ctx, name, password, s.peer)
 	switch {
 	case err == nil:
-		return s.login(u, "password", codeLoggedIn)
+		return u, nil
 	case errors.Is(err, errBanned):
 		s.replyNow(codeClosing, "Too many failed logins from your address; try again later.")
-		return errAbuse
+		return nil, errAbuse
 	case errors.Is(err, errAuthBusy):
 		s.reply(codeBusy, "Too many logins at this moment; try again.")
-		return nil
+		return nil, nil
 	case errors.Is(err, context.Canceled):
-		return errDrain
+		return nil, errDrain
 	}
 	if s.failures++; s.failures >= failedLimit {
 		s.replyNow(codeClosing, "Too many failed logins, closing.")
-		return errAbuse
+		return nil, errAbuse
 	}
 	s.reply(codeNotLoggedIn, "Login incorrect.")
+	return nil, nil
+}
+
+// enter logs in and says so.
+func (s *session) enter(u *user, method string, code int) error {
+	if ok, err := s.login(u, method); !ok {
+		return err
+	}
+	switch code {
+	case codeLoggedInByTLS:
+		s.reply(code, "Logged in by certificate.")
+	case codeReady:
+		s.reply(code, s.srv.config().Server.Name+" ready, and you are logged in as "+u.Name+".")
+	default:
+		s.reply(code, "Logged in.")
+	}
 	return nil
 }
 
-// login opens the user's files and counts the session as his.
-func (s *session) login(u *user, method string, code int) error {
+// login opens the user's files and counts the session as his. Where that cannot be,
+// the client has been told why; the error is nil unless the session is over.
+func (s *session) login(u *user, method string) (ok bool, err error) {
 	acc, err := s.srv.enter(u)
 	if err != nil {
 		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "too many sessions")
 		s.replyNow(codeClosing, fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
-		return errAbuse
+		return false, errAbuse
 	}
 	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
 	if err != nil {
 		s.srv.leave(acc)
 		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", err)
 		s.reply(codeNotLoggedIn, "Your home directory cannot be opened; the operator finds the reason in the log.")
-		return nil
+		return false, nil
 	}
 	for _, err := range j.missing {
 		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "error", err)
@@ -523,15 +604,7 @@ func (s *session) login(u *user, method string, code int) error {
 		s.srv.auth.succeed(u.Name, s.peer, method)
 	}
 	s.srv.log.Info("login", "session", s.id, "user", u.Name, "addr", s.addrText(), "proto", s.proto, "method", method)
-	switch code {
-	case codeLoggedInByTLS:
-		s.reply(code, "Logged in by certificate.")
-	case codeReady:
-		s.reply(code, s.srv.config().Server.Name+" ready, and you are logged in as "+u.Name+".")
-	default:
-		s.reply(code, "Logged in.")
-	}
-	return nil
+	return true, nil
 }
 
 func (s *session) logout() {
@@ -669,7 +742,7 @@ func (s *session) cmdAUTH(arg string) error {
 		s.reply(codeBadSequence, "TLS is on already.")
 		return nil
 	}
-	if s.proto == "local" {
+	if !s.peer.IsValid() {
 		s.reply(codeDeniedByRule, "The local socket needs no TLS.")
 		return nil
 	}

@@ -35,7 +35,7 @@ func init() {
 		}
 	}
 	overTCP := func(s *session) bool { return s.peer.IsValid() }
-	hasTLS := func(s *session) bool { return s.srv.keys != nil && s.proto != "local" }
+	hasTLS := func(s *session) bool { return s.srv.keys != nil && s.peer.IsValid() }
 
 	commands = []command{
 		// Access control: RFC 959 section 4.1.1.
@@ -58,6 +58,7 @@ func init() {
 		{verb: "HOST", arg: argRequired, syntax: "NAME", help: "name the host; there is one", feat: fixed("HOST"), run: (*session).cmdHOST},
 		{verb: "LANG", syntax: "TAG", help: "is refused: replies are in English", run: (*session).cmdLANG},
 		{verb: "SYST", arg: argNone, help: "tell the system type", run: (*session).cmdSYST},
+		{verb: "FRAM", arg: argRequired, syntax: "1", help: "go over to frames (docs/protocol.md)", feat: fixed("FRAM 1"), run: (*session).cmdFRAM},
 		{verb: "HELP", syntax: "[COMMAND|SITE]", help: "explain commands", run: (*session).cmdHELP},
 		{verb: "NOOP", keep: true, help: "do nothing", run: (*session).cmdNOOP},
 
@@ -124,6 +125,7 @@ func init() {
 		{verb: "UTIME", arg: argRequired, login: true, perm: permWrite, syntax: "YYYYMMDDHHMMSS FILE", help: "set the time of change", run: (*session).siteUTIME},
 		{verb: "QUOTA", login: true, help: "tell how much is used and left", run: (*session).siteQUOTA},
 		{verb: "SCAN", arg: argRequired, onBox: true, syntax: "USER", help: "count a user's files anew", run: (*session).siteSCAN},
+		{verb: "EXEC", arg: argRequired, login: true, syntax: "NAME [ARGUMENTS]", help: "run a command", run: (*session).siteEXEC},
 		{verb: "WHO", login: true, help: "list the sessions", run: (*session).siteWHO},
 		{verb: "SAY", login: true, syntax: "[TEXT]", help: "tell everybody, or hear what was said", run: (*session).siteSAY},
 	}
@@ -413,7 +415,9 @@ func (s *session) hashX(alg int, arg string) error {
 // lateAborts answers the ABORs that came while something ran: one 226 each.
 func (s *session) lateAborts(n int) {
 	for range n {
-		s.reply(codeDataClosed, "ABOR done.")
+		if s.fr == nil { // an X has no answer of its own
+			s.reply(codeDataClosed, "ABOR done.")
+		}
 	}
 }
 
@@ -463,6 +467,11 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 	if err != nil {
 		return "", 0, 0, err
 	}
+	return s.sumOf(alg, p, from, end)
+}
+
+// sumOf is sum for a clean path.
+func (s *session) sumOf(alg int, p string, from int64, end func(size int64) int64) (hexSum string, to int64, aborts int, err error) {
 	f, e, err := s.jail.openFile(p)
 	if err != nil {
 		return "", 0, 0, err
@@ -478,6 +487,22 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 			return hex.EncodeToString(sum), to, 0, nil
 		}
 	}
+	digits, aborts, err := s.digestOf(f, from, to, alg)
+	if err != nil {
+		return "", 0, aborts, err
+	}
+	if whole {
+		var now entry
+		if s.jail.mayMark(p) && fstat(f, &now) == nil && now.sameContent(&e) {
+			keepDigest(int(f.Fd()), &e, digits)
+		}
+		s.srv.log.Info("digest", "session", s.id, "user", s.user.Name, "path", p, "bytes", e.size, "sha256", hex.EncodeToString(digits))
+	}
+	return hex.EncodeToString(digits), to, aborts, nil
+}
+
+// digestOf computes a digest of what lies in f, when there is a place for it.
+func (s *session) digestOf(f *os.File, from, to int64, alg int) (sum []byte, aborts int, err error) {
 	h := digests[alg].make()
 	x := newTransfer(0, nil)
 	s.flush()
@@ -491,17 +516,9 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 		return digest(h, f, from, to, x.cancelled)
 	})
 	if err != nil {
-		return "", 0, aborts, err
+		return nil, aborts, err
 	}
-	digits := h.Sum(nil)
-	if whole {
-		var now entry
-		if s.jail.mayMark(p) && fstat(f, &now) == nil && now.sameContent(&e) {
-			keepDigest(int(f.Fd()), &e, digits)
-		}
-		s.srv.log.Info("digest", "session", s.id, "user", s.user.Name, "path", p, "bytes", e.size, "sha256", hex.EncodeToString(digits))
-	}
-	return hex.EncodeToString(digits), to, aborts, nil
+	return h.Sum(nil), aborts, nil
 }
 
 // --- SITE ---
@@ -509,20 +526,18 @@ func (s *session) sum(alg int, name string, from int64, end func(size int64) int
 func (s *session) cmdSITE(arg string) error {
 	verb, rest, _ := strings.Cut(strings.TrimLeft(arg, " "), " ")
 	c := siteIndex[upperASCII(verb)]
-	switch {
-	case c == nil:
+	if c == nil {
 		s.reply(codeBadParameter, "SITE HELP lists what is known.")
-	case c.login && s.user == nil:
-		s.reply(codeNotLoggedIn, "Log in with USER and PASS first.")
-	case c.onBox && !s.operator():
-		s.refused("SITE "+c.verb, rest)
-		s.reply(codeDenied, "Only root on this machine may do that, through the local socket.")
-	case c.arg == argRequired && rest == "":
-		s.reply(codeBadArgument, "Usage: SITE "+c.verb+" "+c.syntax)
-	case c.perm != 0 && !s.user.can(c.perm):
-		s.refused("SITE "+c.verb, rest)
-		s.reply(codeDenied, "Permission denied: this account may not "+c.perm.String()+".")
-	default:
+		return nil
+	}
+	what := "SITE " + c.verb
+	if code, _, text := s.mayNot(c.login, 0, c.onBox, what, rest); code != 0 {
+		s.reply(code, text)
+	} else if c.arg == argRequired && rest == "" {
+		s.reply(codeBadArgument, "Usage: "+what+" "+c.syntax)
+	} else if code, _, text := s.mayNot(false, c.perm, false, what, rest); code != 0 {
+		s.reply(code, text)
+	} else {
 		return c.run(s, rest)
 	}
 	return nil
@@ -651,24 +666,4 @@ func scanResult(name string, was, is ledgerEntry) string {
 // socket's word.
 func (s *session) operator() bool {
 	return s.hasUID && (s.localUID == 0 || s.localUID == uint32(os.Geteuid()))
-}
-
-// siteWHO lists the sessions; where they come from is the operator's to know.
-func (s *session) siteWHO(string) error {
-	s.replyLines(codeStatus, "Sessions:", s.srv.who(), "End")
-	return nil
-}
-
-// siteSAY tells everybody, or, without text, what was said since it was last
-// asked: over FTP nothing can be sent that no command asked for.
-func (s *session) siteSAY(arg string) error {
-	if arg != "" {
-		s.srv.chat.say(s.user.Name, arg)
-		s.reply(codeOK, "Said.")
-		return nil
-	}
-	lines, last := s.srv.chat.since(s.heard)
-	s.heard = last
-	s.replyLines(codeOK, "What was said:", lines, "End")
-	return nil
 }

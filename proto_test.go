@@ -365,7 +365,7 @@ func newFTPBox(t testing.TB, config, user string) *ftpBox {
 	}
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelDebug)
-	b.srv, err = newServer(cfg, slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: level})), level)
+	b.srv, err = newServer(cfg, slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: level})), level, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1195,7 +1195,7 @@ var matrixRows = map[string]matrixRow{
 	"USER": {"ann", "331 *"}, "PASS": {"x", "202 *"}, "ACCT": {"", "202 *"}, "REIN": {"", "220 *"}, "QUIT": {"", "221 *"},
 	"AUTH": {"TLS", "234 *"}, "PBSZ": {"0", "503 *"}, "PROT": {"P", "503 *"}, "CCC": {"", "534 *"},
 	"FEAT": {"", "211-*"}, "OPTS": {"UTF8 ON", "200 *"}, "CLNT": {"x", "200 *"}, "HOST": {"box", "503 *"}, "LANG": {"", "504 *"},
-	"SYST": {"", "215 *"}, "HELP": {"NOOP", "214 *"}, "NOOP": {"", "200 *"},
+	"SYST": {"", "215 *"}, "FRAM": {"1", "200 *"}, "HELP": {"NOOP", "214 *"}, "NOOP": {"", "200 *"},
 	"TYPE": {"I", "200 *"}, "STRU": {"F", "200 *"}, "MODE": {"S", "200 *"}, "PASV": {"", "227 *"}, "EPSV": {"", "229 *"},
 	"PORT": {"127,0,0,1,156,64", "200 *"}, "EPRT": {"|1|127.0.0.1|40000|", "200 *"},
 	"REST": {"1", "350 *"}, "RANG": {"0 1", "350 *"}, "ALLO": {"1", "200 *"},
@@ -1207,7 +1207,8 @@ var matrixRows = map[string]matrixRow{
 	"HASH": {"a", "213 *"}, "XSHA512": {"a", "250 *"}, "XSHA256": {"a", "250 *"}, "XSHA1": {"a", "250 *"}, "XMD5": {"a", "250 *"}, "XCRC": {"a", "250 *"},
 	"SITE":      {"HELP", "214-*"},
 	"SITE HELP": {"", "214-*"}, "SITE CHMOD": {"600 a", "200 *"}, "SITE UTIME": {"20010203040506 a", "200 *"},
-	"SITE QUOTA": {"", "211-*"}, "SITE WHO": {"", "211-*"}, "SITE SAY": {"hi", "200 *"}, "SITE SCAN": {"ann", "550 Only root *"}, // TestUserScan has the operator
+	"SITE QUOTA": {"", "211-*"}, "SITE WHO": {"", "211-*"}, "SITE EXEC": {"uptime", "550 This account has no command *"}, // TestCommands has those who have
+	 "SITE SAY": {"hi", "200 *"}, "SITE SCAN": {"ann", "550 Only root *"}, // TestUserScan has the operator
 }
 
 // TestPermissionMatrix runs every row of the real tables as nobody, as a user without

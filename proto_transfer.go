@@ -330,7 +330,7 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 		return nil, 0, err
 	}
 	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
-	x.upload = upload
+	x.attended = upload
 	ended := false
 	defer func() {
 		if !ended { // a panic: run's recover ends the session, and this the data connection
@@ -480,8 +480,10 @@ func transferResult(err error) string {
 		return "no_data_connection"
 	case errors.Is(err, errCutShort):
 		return "cut_short"
-	case errors.Is(err, errShort):
+	case errors.Is(err, errShort), errors.Is(err, errSize):
 		return "short"
+	case errors.Is(err, errDigest):
+		return "digest_mismatch"
 	case errors.Is(err, errControlGone):
 		return "client_gone"
 	case errors.Is(err, errClearData), errors.Is(err, errTLSNotResumed):
@@ -628,28 +630,15 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	if err == nil && allo >= 0 && u.size-u.start < allo && u.size < allo {
 		err = errShort
 	}
-	if err == nil {
-		if sum != nil {
-			u.sum = sum.Sum(nil)
-		}
-		if err = u.commit(); err == nil {
-			s.uploaded(p, u)
-		}
+	if err == nil && sum != nil {
+		u.sum = sum.Sum(nil)
 	}
-	if errors.As(err, new(*quotaError)) {
-		m.quotaRejected(s.user.Name)
-	}
-	if noRoom(err) {
-		u.refuse()
-	}
-	s.recordTransfer(p, "upload", x, started, err, u.sum)
+	err = s.settle(p, u, x, started, err)
 	if errors.Is(err, errShort) {
-		u.interrupt()
 		s.reply(codeAborted, fmt.Sprintf("Only %d of the %d bytes that ALLO announced arrived; resume with REST %d.", u.size, allo, u.size))
 		s.lateAborts(aborts)
 		return nil
 	}
-	u.interrupt()
 	done := "Transfer complete."
 	if kind == uploadUnique {
 		// What BSD servers say and Perl's Net::FTP reads the name from.
@@ -663,6 +652,29 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	}
 	s.conclude(err, done, aborts)
 	return nil
+}
+
+// settle ends an upload, whichever front end it came by: as a file, if err is nil,
+// else as whatever is kept of it. It tells on_upload, metrics and log, and returns
+// how it ended.
+func (s *session) settle(p string, u *upload, x *transfer, started time.Time, err error) error {
+	if err == nil {
+		if err = u.commit(); err == nil {
+			s.uploaded(p, u)
+		}
+	}
+	switch {
+	case errors.As(err, new(*quotaError)):
+		s.srv.metrics.quotaRejected(s.user.Name)
+		u.refuse()
+	case noRoom(err):
+		u.refuse()
+	case errors.Is(err, errDigest):
+		u.discard()
+	}
+	s.recordTransfer(p, "upload", x, started, err, u.sum)
+	u.interrupt()
+	return err
 }
 
 func (s *session) cmdABOR(string) error {

@@ -39,14 +39,12 @@ const (
 	// descriptors or memory; net/http uses the same.
 	acceptPauseMax = time.Second
 	refuseTimeout  = time.Second // for telling a refused client why
-	chatKept       = 100         // messages that SITE SAY can still show
 
 	// tidyAfter is how long after the last login or logout memory is looked at,
 	// and tidyAbove from how much unused memory on it goes back to the system. A
 	// password hash alone leaves 19 MiB behind, which a small box can use better.
 	tidyAfter = 1500 * time.Millisecond
 	tidyAbove = 2 << 20
-	maxSaid   = 1000 // bytes of one message
 
 	// hookRecount is how soon after an on_upload command a home is counted anew:
 	// one count for a burst of them.
@@ -66,6 +64,7 @@ type server struct {
 	jails      *jailSet
 	house      *housekeeper
 	hooks      *hookQueue
+	launcher   *launcher
 	ports      *dataPorts
 	metrics    *metrics
 	splices    splices
@@ -76,6 +75,7 @@ type server struct {
 	end        context.CancelFunc
 	started    time.Time
 
+	signals chan os.Signal // and what stands for them
 	sockets []socket
 	tidying *time.Timer
 
@@ -83,6 +83,7 @@ type server struct {
 	sessions map[uint64]*session
 	byAddr   map[netip.Addr]int
 	accounts map[string]*account
+	commands int // that run now
 	nextID   uint64
 	draining bool
 	running  sync.WaitGroup // sessions and serving loops
@@ -94,11 +95,15 @@ type account struct {
 	name     string
 	sessions int           // this and the limits: guarded by server.mu
 	up, down *rate.Limiter // nil: none
+	saying   *rate.Limiter
+	commands int // that run now
 }
 
 // newServer builds everything that can be wrong before a socket is opened: a
 // bad configuration never starts half a server.
-func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, error) {
+//
+// ownsChildren says that this process has no children but commands.
+func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren bool) (*server, error) {
 	if err := os.MkdirAll(cfg.Server.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
 	}
@@ -117,12 +122,13 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 		log: log, level: level, users: us, keys: keys,
 		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, accounts: map[string]*account{},
-		started: time.Now(),
+		started: time.Now(), signals: make(chan os.Signal, 4),
 	}
 	s.ports = newDataPorts(&s.quick)
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.current.Store(cfg)
 	s.jails = newJailSet(newLedger(cfg.Server.StateDir, log))
+	s.launcher = newLauncher(log, ownsChildren)
 	s.house = newHousekeeper(s.ctx, us, s.jails, s.config, log)
 	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
 	v, rev := buildVersion()
@@ -134,7 +140,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar) (*server, er
 		UploadHooks:       func() int { return s.hooks.len() },
 	})
 	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
-		ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost,
+		launch: s.launch, sandbox: s.hookSandbox, ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost,
 		after: func(user string) { s.house.attend(user, time.Now().Add(hookRecount)) }})
 	if err != nil {
 		return nil, err
@@ -171,26 +177,11 @@ func checkTogether(cfg *config, us []*user) error {
 	return nil
 }
 
-// notYet tells what a user's file asks for that this version only checks.
-func notYet(u *user) []string {
-	var keys []string
-	for key, set := range map[string]bool{"commands": len(u.Commands) > 0, "shell": u.Shell} {
-		if set {
-			keys = append(keys, key)
-		}
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// configNotYet is the same for the configuration.
+// configNotYet tells what the configuration asks for that this version only checks.
 func configNotYet(cfg *config) []string {
 	var keys []string
 	if cfg.Server.IdleExit > 0 {
 		keys = append(keys, "server.idle_exit")
-	}
-	if e, d := cfg.Exec, defaultConfig().Exec; e.Runner != d.Runner || e.Sandbox != d.Sandbox {
-		keys = append(keys, "exec")
 	}
 	return keys
 }
@@ -236,13 +227,35 @@ func (s *server) tidy() {
 	}
 }
 
+// hookSandbox is what on_upload may reach for a user, by the configuration of now.
+func (s *server) hookSandbox(name string) *sandbox {
+	cfg := s.config()
+	if cfg.Exec.Sandbox == "off" {
+		return nil
+	}
+	u := s.users.get(name)
+	if u == nil { // removed since; what he left behind is still worked on, with nothing of his
+		return &sandbox{BestEffort: cfg.Exec.Sandbox == "best-effort", Read: rawTexts(cfg.Exec.Read), Write: rawTexts(cfg.Exec.Write)}
+	}
+	c := cfg.Commands[u.OnUpload]
+	return userSandbox(cfg, u, slices.Concat(cfg.Exec.Read, c.Read), slices.Concat(cfg.Exec.Write, c.Write))
+}
+
+// launch runs a program: here, or in the runner.
+func (s *server) launch(ctx context.Context, p program, io programIO) programResult {
+	if path, ok := strings.CutPrefix(s.config().Exec.Runner, commandRunnerScheme); ok {
+		return runnerLaunch(ctx, path, p, io)
+	}
+	return s.launcher.run(ctx, p, io)
+}
+
 func (s *server) config() *config { return s.current.Load() }
 func (s *server) debug() bool     { return s.level.Level() <= slog.LevelDebug }
 
 // live serves until SIGTERM or SIGINT, drains, and returns the exit code.
 // ready is called when every listener answers.
 func (s *server) live(ready func()) int {
-	signals := make(chan os.Signal, 4)
+	signals := s.signals
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	s.serve()
@@ -263,7 +276,7 @@ func (s *server) live(ready func()) int {
 }
 
 // reload reads configuration, users and certificate again, all or nothing.
-func (s *server) reload() {
+func (s *server) reload() error {
 	err := func() error {
 		if s.configPath == "" {
 			return s.users.reload(nil)
@@ -298,10 +311,11 @@ func (s *server) reload() {
 	s.metrics.configReloaded(err == nil)
 	if err != nil {
 		s.log.Error("reload refused, the old configuration stays", "error", err)
-		return
+		return err
 	}
 	s.hooks.retryNow() // what failed may be what was mended
 	s.log.Info("reloaded")
+	return nil
 }
 
 // shutdown drains: no new sessions, idle ones end, transfers may finish for
@@ -511,13 +525,11 @@ func (s *server) serve() {
 	if keys := configNotYet(s.config()); len(keys) > 0 {
 		s.log.Warn("not done by this version", "keys", strings.Join(keys, ","))
 	}
-	for _, u := range s.users.all() {
-		if keys := notYet(u); len(keys) > 0 {
-			s.log.Warn("not enforced by this version", "user", u.Name, "keys", strings.Join(keys, ","))
-		}
+	if e := s.config().Exec; e.Runner == "" && sandboxProblem(e.Sandbox) != nil {
+		s.log.Warn("commands will be refused", "sandbox", sandboxState(e))
 	}
 	v, _ := buildVersion()
-	s.log.Info("serving", "version", v, "listeners", strings.Join(names, " "), "config", s.configPath)
+	s.log.Info("serving", "version", v, "listeners", strings.Join(names, " "), "config", s.configPath, "sandbox", sandboxState(s.config().Exec))
 }
 
 func (s *server) hello() helloInfo {
@@ -603,7 +615,13 @@ func (s *server) begin(c net.Conn, kind string) {
 		inlineUrgent(c)
 	default:
 		ses.proto = "local"
-		ses.localUID, ses.hasUID = peerUID(c)
+		var pid int
+		ses.localUID, pid, ses.hasUID = peerCredentials(c)
+		if ses.hasUID && s.launcher.ours(pid) {
+			// A user's command runs under the daemon's own uid, which must not make
+			// him its operator, nor anybody else.
+			ses.hasUID = false
+		}
 	}
 	if text := s.admit(ses); text != "" {
 		s.metrics.sessionRefused(ses.proto)
@@ -649,22 +667,22 @@ func inlineUrgent(c net.Conn) {
 	}
 }
 
-// peerUID asks the kernel who is at the other end of a unix socket (unix(7)).
-func peerUID(c net.Conn) (uid uint32, ok bool) {
+// peerCredentials asks the kernel who is at the other end of a unix socket (unix(7)).
+func peerCredentials(c net.Conn) (uid uint32, pid int, ok bool) {
 	sc, isConn := c.(syscall.Conn)
 	if !isConn {
-		return 0, false
+		return 0, 0, false
 	}
 	rc, err := sc.SyscallConn()
 	if err != nil {
-		return 0, false
+		return 0, 0, false
 	}
 	rc.Control(func(fd uintptr) {
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			uid, ok = cred.Uid, true
+			uid, pid, ok = cred.Uid, int(cred.Pid), true
 		}
 	})
-	return uid, ok
+	return uid, pid, ok
 }
 
 // admit counts a new session, or says why it cannot be. The text for limits
@@ -793,30 +811,6 @@ func (s *server) leave(a *account) {
 	}
 }
 
-// who lists the sessions that are logged in, oldest first.
-func (s *server) who() []string {
-	s.mu.Lock()
-	all := make([]*session, 0, len(s.sessions))
-	for _, c := range s.sessions {
-		all = append(all, c)
-	}
-	s.mu.Unlock()
-	slices.SortFunc(all, func(a, b *session) int { return int(int64(a.id) - int64(b.id)) })
-	var lines []string
-	for _, c := range all {
-		c.mu.Lock()
-		if c.user != nil {
-			doing := "idle"
-			if c.xfer != nil {
-				doing = fmt.Sprintf("%s %d bytes", c.about, c.xfer.moved.Load())
-			}
-			lines = append(lines, fmt.Sprintf("%-16s %-5s since %s %s", c.user.Name, c.proto, c.started.UTC().Format(time.RFC3339), doing))
-		}
-		c.mu.Unlock()
-	}
-	return lines
-}
-
 // passiveAddress is what PASV tells this client: the rule of his network, the
 // longest if many fit, the address for all, or the control connection's own.
 func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
@@ -843,45 +837,4 @@ func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("passive address: %w", err)
 	}
 	return as[0].Unmap(), nil
-}
-
-// --- chat ---
-
-// chat keeps the last messages for those who ask.
-type chat struct {
-	mu   sync.Mutex
-	said []message // oldest first, at most chatKept
-	last uint64
-}
-
-type message struct {
-	n    uint64
-	at   time.Time
-	from string
-	text string
-}
-
-func (c *chat) say(from, text string) {
-	if len(text) > maxSaid {
-		text = text[:maxSaid]
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.last++
-	c.said = append(c.said, message{c.last, time.Now(), from, string(appendShown(nil, text))})
-	if len(c.said) > chatKept {
-		c.said = slices.Delete(c.said, 0, len(c.said)-chatKept)
-	}
-}
-
-// since returns what was said after message n, and the last one's number.
-func (c *chat) since(n uint64) (lines []string, last uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, m := range c.said {
-		if m.n > n {
-			lines = append(lines, m.at.UTC().Format("15:04:05 ")+m.from+": "+m.text)
-		}
-	}
-	return lines, c.last
 }

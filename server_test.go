@@ -22,7 +22,7 @@ func TestUndefinedCommandsStopTheStart(t *testing.T) {
 	}
 	cfg := defaultConfig()
 	cfg.Server.StateDir, cfg.Server.UsersDir = dir, users
-	_, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar))
+	_, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar), false)
 	want := []string{
 		file + `:2: commands: there is no command "snap"; define it as [commands.NAME] in the configuration`,
 		file + `:3: on_upload: there is no command "thumb"; define it as [commands.NAME] in the configuration`,
@@ -31,7 +31,7 @@ func TestUndefinedCommandsStopTheStart(t *testing.T) {
 		t.Fatalf("newServer: %v; want\n%s", err, strings.Join(want, "\n"))
 	}
 	cfg.Commands = map[string]commandConfig{"snap": {}, "thumb": {}}
-	if _, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar)); err != nil {
+	if _, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar), false); err != nil {
 		t.Fatalf("newServer with both commands defined: %v", err)
 	}
 }
@@ -87,7 +87,7 @@ func TestLocalSocketIsOpenToAll(t *testing.T) {
 	cfg := defaultConfig()
 	cfg.Server.StateDir, cfg.Server.UsersDir = dir, users
 	cfg.Listen = listenConfig{Local: []string{filepath.Join(dir, "berth.sock")}}
-	srv, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar))
+	srv, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ type session struct {
 	conn    net.Conn // bare, or *tls.Conn after AUTH
 	bare    net.Conn
 	tls     *tlsSession // nil in plain text
-	proto   string      // "ftp", "ftps" or "local", for logs and metrics
+	proto   string      // "ftp", "ftps", "frames" or "local", for logs and metrics
 	peer    netip.Addr  // invalid on the unix socket
 	local   netip.Addr
 	started time.Time
@@ -88,15 +88,19 @@ type session struct {
 	arm        dataArm
 	heard      uint64 // the last chat message that SITE SAY has shown
 
-	// input, owned by whoever reads the connection
-	in      *lineReader
-	pending []string // lines that came during a transfer
-	eof     error    // the control connection ended while a transfer ran
-	idleAt  time.Time
+	fr *framing // nil as long as the session speaks lines; set under wmu
 
-	wmu    sync.Mutex // guards out and outErr; held while replies are sent
-	out    []byte
-	outErr error
+	// input, owned by whoever reads the connection
+	in        *lineReader
+	pending   []string // lines that came during a transfer
+	eof       error    // the control connection ended while a transfer ran
+	violation error    // what came during a request and cannot be
+	idleAt    time.Time
+
+	patient bool       // replies may take as long as the client likes; guarded by wmu
+	wmu     sync.Mutex // guards out and outErr; held while replies are sent
+	out     []byte
+	outErr  error
 
 	mu       sync.Mutex // guards what follows; never held while anything blocks
 	verb     string
@@ -106,7 +110,10 @@ type session struct {
 	stopping bool // the watcher is to end
 	draining bool
 	idle     bool
-	watching chan struct{}
+	framed   bool          // fr is there
+	listener *listener     // made by hears
+	watching chan struct{} // closed when the watcher has ended; nil: there is none
+	unwatch  chan struct{} // closed to end one that waits for something else than input
 }
 
 var errQuit = errors.New("session over")
@@ -123,7 +130,7 @@ func (s *session) serveControl() {
 	if s.hasUID {
 		// On the unix socket the kernel has said who it is.
 		if u := s.srv.users.byUID(s.localUID); u != nil && s.srv.auth.allowed(u, s.peer) {
-			go s.run(s.login(u, "local", codeReady))
+			go s.run(s.enter(u, "local", codeReady))
 			return
 		}
 	}
@@ -140,6 +147,12 @@ func (s *session) run(err error) {
 		}
 	}()
 	for {
+		if err == nil && s.fr != nil {
+			err = s.serveFrame()
+			if err == nil {
+				continue
+			}
+		}
 		var line string
 		if err == nil {
 			line, err = s.nextLine()
@@ -332,17 +345,45 @@ func (s *session) isDraining() bool {
 	return s.draining
 }
 
-// read waits for input. A plain connection that stays quiet is parked.
+// inputBuffer is where a session reads to: lines or frames are made of it.
+type inputBuffer interface {
+	space() []byte // for the next read
+	got(n int)     // so many bytes were read into it
+	buffered() bool
+}
+
+func (s *session) takeInput() inputBuffer {
+	if s.fr == nil {
+		s.takeLineReader()
+		return s.in
+	}
+	if s.fr.in == nil {
+		s.fr.in = newFrameReader(nil)
+	}
+	return s.fr.in
+}
+
+// dropInput gives back what an idle session does not need.
+func (s *session) dropInput() {
+	if s.fr == nil {
+		s.dropLineReader()
+	} else if s.fr.in != nil {
+		s.fr.in.shrink()
+		s.fr.in = nil
+	}
+}
+
+// read waits for input. A plain connection that stays quiet is parked; one under
+// TLS keeps its goroutine, but not a large buffer.
 func (s *session) read() error {
-	s.takeLineReader()
+	in := s.takeInput()
 	_, canPark := s.conn.(syscall.Conn)
 	deadline := s.idleAt
-	if canPark {
-		if soon := time.Now().Add(parkAfter); soon.Before(deadline) {
-			deadline = soon
-		} else {
-			canPark = false
-		}
+	soon := false
+	if at := time.Now().Add(parkAfter); at.Before(deadline) && (canPark || s.fr != nil) {
+		deadline, soon = at, true
+	} else {
+		canPark = false
 	}
 	s.conn.SetReadDeadline(deadline)
 	if s.tls != nil {
@@ -359,19 +400,35 @@ func (s *session) read() error {
 			rc.Control(func(fd uintptr) { s.srv.quick.soon(int(fd), unix.POLLIN) })
 		}
 	}
-	n, err := s.conn.Read(s.in.space())
+	n, err := s.conn.Read(in.space())
 	if !s.setIdle(false) {
 		return errDrain
 	}
 	if n > 0 {
-		s.in.w += n
+		in.got(n)
 		return nil
 	}
-	if canPark && errors.Is(err, os.ErrDeadlineExceeded) {
-		if !s.in.buffered() {
-			s.dropLineReader()
+	if soon && errors.Is(err, os.ErrDeadlineExceeded) {
+		if !in.buffered() {
+			s.dropInput()
 		}
-		return errParked
+		if canPark {
+			return errParked
+		}
+		s.conn.SetReadDeadline(s.idleAt)
+		s.conn.SetWriteDeadline(s.idleAt)
+		if !s.setIdle(true) {
+			return errDrain
+		}
+		in = s.takeInput()
+		n, err = s.conn.Read(in.space())
+		if !s.setIdle(false) {
+			return errDrain
+		}
+		if n > 0 {
+			in.got(n)
+			return nil
+		}
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = io.EOF
@@ -402,8 +459,11 @@ func (s *session) misbehaved(weight int) error {
 func (s *session) finish(result string) {
 	s.setIdle(true)
 	s.arm.disarm()
+	if s.listener != nil {
+		s.srv.chat.listen(s.listener, false)
+	}
 	s.logout()
-	s.dropLineReader()
+	s.dropInput()
 	if s.tls != nil {
 		s.srv.keys.end(s.tls)
 	}
@@ -431,16 +491,22 @@ func (s *session) userName() string {
 // ends the transfer, STAT tells how far it is, everything else waits its turn.
 // It returns how many ABORs came, and work's error.
 func (s *session) watched(x *transfer, about string, work func() error) (aborts int, err error) {
+	return s.watchedFrom(watchAfter, x, about, work)
+}
+
+// watchedFrom is watched for work that needs its watcher sooner or later than most.
+func (s *session) watchedFrom(after time.Duration, x *transfer, about string, work func() error) (aborts int, err error) {
 	s.mu.Lock()
 	s.xfer, s.about, s.aborts, s.stopping = x, about, 0, false
 	s.watching = nil
 	s.mu.Unlock()
-	t := time.AfterFunc(watchAfter, func() { s.startWatch(x) })
+	t := time.AfterFunc(after, func() { s.startWatch(x) })
 	defer func() {
 		s.mu.Lock()
 		s.stopping = true
 		watching := s.watching
 		if watching != nil {
+			close(s.unwatch)
 			s.conn.SetReadDeadline(time.Unix(1, 0))
 		}
 		s.mu.Unlock()
@@ -466,7 +532,7 @@ func (s *session) startWatch(x *transfer) {
 		return
 	}
 	done := make(chan struct{})
-	s.watching = done
+	s.watching, s.unwatch = done, make(chan struct{})
 	s.conn.SetReadDeadline(time.Time{})
 	s.mu.Unlock()
 	defer close(done)
@@ -477,7 +543,11 @@ func (s *session) startWatch(x *transfer) {
 			x.cancel(errControlGone)
 		}
 	}()
-	s.watch(x)
+	if s.fr != nil {
+		s.watchFrames(x)
+	} else {
+		s.watch(x)
+	}
 }
 
 func (s *session) watch(x *transfer) {
@@ -508,6 +578,9 @@ func (s *session) watch(x *transfer) {
 				}
 			}
 			s.pending = append(s.pending, text)
+			if strings.HasPrefix(upperASCII(text), "FRAM ") {
+				return // what comes behind it need not be lines
+			}
 			if held += pendingCost + len(text); held > maxPending {
 				return // the rest waits in the socket
 			}
@@ -537,9 +610,31 @@ func (s *session) watch(x *transfer) {
 		}
 		if err != nil {
 			s.eof = err
-			if x.upload || err != io.EOF {
+			if x.silence != nil && err == io.EOF && s.tls == nil {
+				s.untilReset(x)
+				return
+			}
+			if x.attended || err != io.EOF {
 				x.cancel(errControlGone)
 			}
+			return
+		}
+	}
+}
+
+// untilReset ends x when the client, who will send no more, is not there either.
+func (s *session) untilReset(x *transfer) {
+	x.silence()
+	t := time.NewTicker(goneLook)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.unwatch:
+			return
+		case <-t.C:
+		}
+		if polled(s.bare, unix.POLLHUP|unix.POLLERR) {
+			x.cancel(errControlGone)
 			return
 		}
 	}
@@ -554,18 +649,10 @@ func (s *session) controlAlive() bool {
 	if len(s.pending) > 0 || s.in != nil && s.in.buffered() {
 		return true
 	}
-	sc, ok := s.bare.(syscall.Conn)
-	if !ok {
-		return true
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return false
-	}
 	alive, waiting := true, false
-	rc.Control(func(fd uintptr) {
+	s.control(func(fd int) {
 		var b [1]byte
-		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		waiting = n > 0
 		if err == nil && n == 0 || err != nil && err != unix.EAGAIN && err != unix.EINTR {
 			alive = false
@@ -584,6 +671,15 @@ func (s *session) controlAlive() bool {
 		return false
 	}
 	return true
+}
+
+// control runs call with the connection's descriptor, if it has one.
+func (s *session) control(call func(fd int)) {
+	if sc, ok := s.bare.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { call(int(fd)) })
+		}
+	}
 }
 
 // replyProgress answers STAT during a transfer (RFC 959 section 4.1.3).

@@ -296,60 +296,86 @@ func (x *transfer) splice(u *upload, sp *splices) error {
 	if err != nil {
 		return err
 	}
-	if tcp == nil || !sp.take() {
+	var p *pipe
+	if tcp != nil {
+		p = openPipe(sp)
+	}
+	if p == nil {
 		return x.receiveCopy(u, coding{}, nil)
 	}
-	defer sp.give()
-	return x.pump(u, tcp)
+	defer p.close()
+	return x.pump(u, tcp, p)
 }
 
-// pump moves an upload through a pipe of its own, socket to pipe to file
-// (splice(2)), which io.Copy would do too. But only between the two, when it is
-// known how much comes and nothing is written yet, can the quota be asked.
-func (x *transfer) pump(u *upload, tcp *net.TCPConn) error {
-	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return err
+// A pipe is what splice(2) moves an upload through, socket to pipe to file, which
+// io.Copy would do too. But only between the two, when it is known how much comes
+// and nothing is written yet, can the quota be asked.
+type pipe struct {
+	r, w  int
+	count *splices
+}
+
+// openPipe makes one; nil: there are too many, or none can be had.
+func openPipe(count *splices) *pipe {
+	if !count.take() {
+		return nil
 	}
-	defer unix.Close(pipe[0])
-	defer unix.Close(pipe[1])
-	unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, pipeSize) // if not, the default of 64 KiB works too
+	var fds [2]int
+	if unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
+		count.give()
+		return nil
+	}
+	unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize) // if not, the default of 64 KiB works too
+	return &pipe{fds[0], fds[1], count}
+}
+
+func (p *pipe) close() {
+	unix.Close(p.r)
+	unix.Close(p.w)
+	p.count.give()
+}
+
+// take brings up to most bytes from the socket into the pipe, which is empty; 0 is
+// the end.
+func (p *pipe) take(x *transfer, tcp *net.TCPConn, most int) (int, error) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
+	if err := x.extend(); err != nil {
+		return 0, err
+	}
+	most = int(x.chunk(int64(min(most, pipeSize))))
 	var n int64
 	var serr error
-	most := 0
-	take := func(fd uintptr) bool {
+	err = raw.Read(func(fd uintptr) bool {
 		for {
-			n, serr = unix.Splice(int(fd), nil, pipe[1], nil, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			n, serr = unix.Splice(int(fd), nil, p.w, nil, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 			if serr != unix.EINTR {
 				return serr != unix.EAGAIN // the pipe is empty: it is the socket that has nothing
 			}
 		}
+	})
+	if err == nil && serr != nil {
+		err = &net.OpError{Op: "splice", Net: "tcp", Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("splice", serr)}
 	}
+	return int(n), err
+}
+
+// pump takes an upload from the data connection until its end.
+func (x *transfer) pump(u *upload, tcp *net.TCPConn, p *pipe) error {
 	for {
-		most = int(x.chunk(pipeSize))
-		if err := x.extend(); err != nil {
+		n, err := p.take(x, tcp, pipeSize)
+		if n == 0 || err != nil {
 			return err
-		}
-		if err := raw.Read(take); err != nil {
-			return err
-		}
-		if serr != nil {
-			return &net.OpError{Op: "splice", Net: "tcp", Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("splice", serr)}
-		}
-		if n == 0 {
-			return nil
 		}
 		before := u.size
-		err := u.drain(pipe[0], int(n))
+		err = u.drain(p.r, n)
 		x.progress(u.size - before)
 		if err != nil {
 			return err
 		}
-		if err := x.allow(n); err != nil {
+		if err := x.allow(int64(n)); err != nil {
 			return err
 		}
 	}

@@ -67,6 +67,7 @@ type upload struct {
 	prefix  *os.File // where the first start bytes are still to be copied from; nil: they are there
 	durable bool     // commit and interrupt end on stable storage
 	sum     []byte   // SHA-256 of the whole content, if somebody computed it
+	light   bool     // sum is told and not kept
 
 	jail    *jail
 	tree    *tree
@@ -468,7 +469,7 @@ func (u *upload) commit() error {
 	if u.resumed {
 		unix.Fremovexattr(fd, partialXattr)
 	}
-	if u.sum != nil {
+	if u.sum != nil && !u.light {
 		var e entry
 		if fstat(u.file, &e) == nil {
 			keepDigest(fd, &e, u.sum)
@@ -763,4 +764,38 @@ func (j *jail) unique(p string) (string, error) {
 		}
 	}
 	return "", errExists
+}
+
+// openPartial opens what an interrupted upload to p has left: what is kept aside,
+// or the file itself where it is a marked partial. fs.ErrNotExist: nothing.
+func (j *jail) openPartial(p string) (*os.File, int64, error) {
+	dir, base, err := j.parent(p)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer dir.close()
+	d := int(dir.Fd())
+	for _, name := range []string{partialName(base), base} {
+		if name == base && !isPartial(d, base) {
+			break
+		}
+		fd, err := unix.Openat(d, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		f := os.NewFile(uintptr(fd), name)
+		var e entry
+		if err = fstat(f, &e); err == nil {
+			err = e.mustBeFile()
+		}
+		if err != nil {
+			f.Close()
+			return nil, 0, err
+		}
+		return f, e.size, nil
+	}
+	return nil, 0, fs.ErrNotExist
 }

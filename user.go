@@ -51,7 +51,7 @@ Example:
 
 // userKeys is the order of the keys in a new file: the contract's.
 var userKeys = []string{"password", "certificates", "home", "quota", "quota_bytes", "quota_files", "permissions",
-	"commands", "shell", "tls", "allow_from", "sessions", "download_rate", "upload_rate", "when_full", "expire", "uid",
+	"commands", "shell", "shell_path", "tls", "allow_from", "sessions", "download_rate", "upload_rate", "when_full", "expire", "uid",
 	"shares", "on_upload", "disabled"}
 
 // userVerb is one word after berth user.
@@ -165,6 +165,7 @@ var userFlags = []userFlag{
 	{"home", "DIR", "home", `the directory he sees as /; "" for homes/NAME in the state directory`, userString},
 	{"permissions", "LIST", "permissions", "of " + permAll.String(), userPermissions},
 	{"commands", "LIST", "commands", "named commands he may run", userList},
+	{"shell-path", "PATH", "shell_path", `what runs his command lines; "" for /bin/sh`, userString},
 	{"tls", "WORD", "tls", "required, or optional for a device that cannot do TLS", userString},
 	{"allow-from", "LIST", "allow_from", `networks he may come from, as 10.0.0.0/8; "" for all`, userNetworks},
 	{"sessions", "N", "sessions", "sessions at once", userNumber},
@@ -727,7 +728,7 @@ func (u *user) settings() []userSetting {
 	return []userSetting{
 		text("password", scheme), list("certificates", u.Certificates), text("home", u.Home), quota,
 		size("quota_bytes", u.QuotaBytes), number("quota_files", u.QuotaFiles), list("permissions", u.Permissions.names()),
-		list("commands", u.Commands), truth("shell", u.Shell), text("tls", u.TLS), list("allow_from", networks),
+		list("commands", u.Commands), truth("shell", u.Shell), text("shell_path", u.ShellPath), text("tls", u.TLS), list("allow_from", networks),
 		number("sessions", int64(u.Sessions)), size("download_rate", u.DownloadRate), size("upload_rate", u.UploadRate),
 		text("when_full", u.WhenFull), text("expire", u.Expire.String()), uid,
 		{"shares", tomlShares(u.Shares), shares}, text("on_upload", u.OnUpload), truth("disabled", u.Disabled),

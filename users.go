@@ -115,7 +115,8 @@ type user struct {
 	Permissions  permission             `toml:"-"`
 	Commands     []string               `toml:"commands"`
 	Shell        bool                   `toml:"shell"`
-	TLS          string                 `toml:"tls"` // "required" or "optional"
+	ShellPath    string                 `toml:"shell_path"` // absolute; "": /bin/sh
+	TLS          string                 `toml:"tls"`        // "required" or "optional"
 	AllowFrom    []network              `toml:"allow_from"`
 	Sessions     int                    `toml:"sessions"`
 	DownloadRate byteSize               `toml:"download_rate"` // a second; 0 is no limit
@@ -246,6 +247,9 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 		if c == "" {
 			bad(fmt.Sprintf("commands[%d]", i), "an empty name; write the name of a [commands.NAME] section")
 		}
+	}
+	if u.ShellPath != "" && (!filepath.IsAbs(u.ShellPath) || strings.ContainsRune(u.ShellPath, 0)) {
+		bad("shell_path", `%s is not the absolute path of a shell; write one like "/bin/bash"`, configQuote(u.ShellPath))
 	}
 	oneOf("tls", u.TLS, "required", "optional")
 	if u.Sessions < 1 {

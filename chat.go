@@ -1,0 +1,343 @@
+// chat.go carries messages between sessions: say, listen, who, wall and SITE SAY.
+// It is apart from server.go, in whose sessions it works, because its question is
+// another: that a message reaches everybody in the same order, and that nobody who
+// is slow to hear holds up anybody who speaks.
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	chatKept = 100  // messages that SITE SAY can still show, and that a slow listener can be behind
+	maxSaid  = 1000 // bytes of one message
+	// A user says sayBurst messages at once and then one in sayEvery: more than
+	// anybody types, and too few to bury anybody.
+	sayEvery = 500 * time.Millisecond
+	sayBurst = 20
+)
+
+// chat keeps the last messages for those who ask, and hands each to those who listen.
+type chat struct {
+	mu        sync.Mutex
+	said      []message // oldest first, at most chatKept
+	last      uint64
+	listeners map[*listener]struct{}
+}
+
+type message struct {
+	n    uint64
+	at   time.Time
+	from string
+	text string
+}
+
+// A listener is a session that messages are sent to as they come. Its goroutine is
+// there only while there is something to send.
+type listener struct {
+	s     *session
+	queue []message // guarded by chat.mu, as all below
+	lost  int       // messages that were dropped before the first of queue
+	busy  bool
+}
+
+// messageFrame is the payload of M.
+type messageFrame struct {
+	From string `json:"from"`
+	Text string `json:"text"`
+	Time string `json:"time"`
+	Lost int    `json:"lost,omitempty"`
+}
+
+// say tells everybody. Control characters are shown, not sent.
+func (c *chat) say(from, text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last++
+	m := newMessage(c.last, from, text)
+	c.said = append(c.said, m)
+	if len(c.said) > chatKept {
+		c.said = slices.Delete(c.said, 0, len(c.said)-chatKept)
+	}
+	for l := range c.listeners {
+		c.queue(l, m)
+	}
+}
+
+func newMessage(n uint64, from, text string) message {
+	if len(text) > maxSaid {
+		text = text[:maxSaid]
+	}
+	return message{n, time.Now(), from, string(appendShown(nil, strings.ToValidUTF8(text, "?")))}
+}
+
+// queue gives l a message; c.mu is held.
+func (c *chat) queue(l *listener, m message) {
+	if l.queue = append(l.queue, m); len(l.queue) > chatKept {
+		l.queue = slices.Delete(l.queue, 0, 1)
+		l.lost++
+	}
+	if !l.busy {
+		l.busy = true
+		go c.deliver(l)
+	}
+}
+
+// deliver sends what l has to hear until there is nothing left.
+func (c *chat) deliver(l *listener) {
+	for {
+		c.mu.Lock()
+		queue, lost := l.queue, l.lost
+		l.queue, l.lost = nil, 0
+		if len(queue) == 0 {
+			l.busy = false
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		for i, m := range queue {
+			f := messageFrame{From: m.from, Text: m.text, Time: m.at.UTC().Format(time.RFC3339Nano)}
+			if i == 0 {
+				f.Lost = lost
+			}
+			l.s.frame(frameMessage, encodeJSON(f)) // a session that cannot be sent to ends by itself
+		}
+		l.s.flush()
+	}
+}
+
+// tell gives one session a message that nobody else hears.
+func (c *chat) tell(l *listener, from, text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue(l, newMessage(0, from, text))
+}
+
+// listen begins, or ends, to send l what is said.
+func (c *chat) listen(l *listener, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !on {
+		delete(c.listeners, l)
+		return
+	}
+	if c.listeners == nil {
+		c.listeners = map[*listener]struct{}{}
+	}
+	c.listeners[l] = struct{}{}
+}
+
+// since returns what was said after message n, and the last one's number.
+func (c *chat) since(n uint64) (lines []string, last uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.said) > 0 && n > 0 && c.said[0].n > n+1 {
+		lines = append(lines, fmt.Sprintf("(%d earlier messages are not kept)", c.said[0].n-n-1))
+	}
+	for _, m := range c.said {
+		if m.n > n {
+			lines = append(lines, m.at.UTC().Format("15:04:05 ")+m.from+": "+m.text)
+		}
+	}
+	return lines, c.last
+}
+
+// --- front ends ---
+
+const sayTooFast = "Not so fast; that was not said."
+
+// say is say and SITE SAY: false if the user has said too much of late.
+func (s *session) say(text string) bool {
+	s.srv.mu.Lock()
+	if s.account.saying == nil {
+		s.account.saying = rate.NewLimiter(rate.Every(sayEvery), sayBurst)
+	}
+	ok := s.account.saying.Allow()
+	s.srv.mu.Unlock()
+	if ok {
+		s.srv.chat.say(s.user.Name, text)
+	}
+	return ok
+}
+
+// siteSAY tells everybody, or, without text, what was said since it was last
+// asked: over FTP nothing can be sent that no command asked for.
+func (s *session) siteSAY(arg string) error {
+	if arg != "" {
+		if s.say(arg) {
+			s.reply(codeOK, "Said.")
+		} else {
+			s.reply(codeBusy, sayTooFast)
+		}
+		return nil
+	}
+	lines, last := s.srv.chat.since(s.heard)
+	s.heard = last
+	s.replyLines(codeOK, "What was said:", lines, "End")
+	return nil
+}
+
+// siteWHO lists the sessions; where they come from is the operator's to know.
+func (s *session) siteWHO(string) error {
+	var lines []string
+	for _, w := range s.srv.who() {
+		line := fmt.Sprintf("%-16s %-6s since %s %s", w.User, w.Protocol, w.Since, w.Doing)
+		if s.operator() {
+			line += " from " + w.Address
+		}
+		lines = append(lines, line)
+	}
+	s.replyLines(codeStatus, "Sessions:", lines, "End")
+	return nil
+}
+
+// whoEntry is one session that is logged in, as who tells it.
+type whoEntry struct {
+	ID       uint64 `json:"id"`
+	User     string `json:"user"`
+	Protocol string `json:"protocol"`
+	Since    string `json:"since"`
+	Doing    string `json:"doing"`
+	Address  string `json:"address,omitempty"`
+}
+
+// who lists the sessions that are logged in, oldest first.
+func (s *server) who() []whoEntry {
+	var all []whoEntry
+	for _, c := range s.everySession() {
+		c.mu.Lock()
+		if c.user != nil {
+			doing := "idle"
+			if c.xfer != nil {
+				doing = fmt.Sprintf("%s %d bytes", c.about, c.xfer.moved.Load())
+			}
+			all = append(all, whoEntry{c.id, c.user.Name, c.proto, c.started.UTC().Format(time.RFC3339), doing, c.addrText()})
+		}
+		c.mu.Unlock()
+	}
+	return all
+}
+
+// everySession is all that there are now, oldest first.
+func (s *server) everySession() []*session {
+	s.mu.Lock()
+	all := make([]*session, 0, len(s.sessions))
+	for _, c := range s.sessions {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b *session) int { return int(int64(a.id) - int64(b.id)) })
+	return all
+}
+
+// hears is the session as a listener, made on first use; nil if it speaks lines,
+// and can be told nothing that it did not ask for.
+func (s *session) hears() *listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.framed {
+		return nil
+	}
+	if s.listener == nil {
+		s.listener = &listener{s: s}
+	}
+	return s.listener
+}
+
+func (s *session) doSay(q *request) error {
+	switch {
+	case q.Text == "":
+		return s.badField("say needs a text.")
+	case len(q.Text) > maxSaid:
+		return s.badField("A message has at most %d bytes.", maxSaid)
+	case !s.say(q.Text):
+		s.answer(&answer{Code: codeBusy, Reason: "rate", Text: sayTooFast})
+	default:
+		s.reply(codeOK, "Said.")
+	}
+	return nil
+}
+
+func (s *session) doListen(q *request) error {
+	if q.Off {
+		s.srv.chat.listen(s.hears(), false)
+		s.reply(codeOK, "No messages from here on.")
+		return nil
+	}
+	s.reply(codeOK, "Messages come as they are said.") // queued before the first of them
+	s.srv.chat.listen(s.hears(), true)
+	return nil
+}
+
+func (s *session) doWho(*request) error {
+	return s.lines(func(w io.Writer) error {
+		for _, e := range s.srv.who() {
+			if !s.operator() {
+				e.Address = ""
+			}
+			if _, err := w.Write(append(encodeJSON(e), '\n')); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// --- the operator's requests ---
+
+func (s *session) doKick(q *request) error {
+	s.srv.mu.Lock()
+	other := s.srv.sessions[q.Session]
+	s.srv.mu.Unlock()
+	if other == nil || other == s {
+		s.answer(&answer{Code: codeDenied, Reason: "not_found", Text: fmt.Sprintf("There is no other session %d; who lists them.", q.Session)})
+		return nil
+	}
+	s.srv.log.Info("kicked", "session", other.id, "by", s.id)
+	other.kill()
+	s.reply(codeFileDone, "Ended.")
+	return nil
+}
+
+func (s *session) doWall(q *request) error {
+	if q.Text == "" {
+		return s.badField("wall needs a text.")
+	}
+	told := 0
+	for _, other := range s.srv.everySession() {
+		if l := other.hears(); l != nil && other != s {
+			s.srv.chat.tell(l, "operator", q.Text)
+			told++
+		}
+	}
+	s.reply(codeOK, fmt.Sprintf("Told %d sessions; those that speak lines cannot be told.", told))
+	return nil
+}
+
+func (s *session) doReload(*request) error {
+	if err := s.srv.reload(); err != nil {
+		s.answer(&answer{Code: codeLocalError, Reason: "configuration", Text: "The old configuration stays: " + err.Error()})
+		return nil
+	}
+	s.reply(codeOK, "Reloaded.")
+	return nil
+}
+
+func (s *session) doDrain(*request) error {
+	select {
+	case s.srv.signals <- syscall.SIGTERM:
+		s.srv.log.Info("drain requested", "session", s.id)
+	default: // it is at it
+	}
+	s.reply(codeOK, "Draining.")
+	return nil
+}
