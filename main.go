@@ -50,6 +50,16 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 	exitNoConn = 3
+
+	// healthTimeout bounds the whole of berth health, from the name's look-up to
+	// the answer's last byte: /healthz waits for nothing, so a daemon that needs
+	// longer is not well.
+	healthTimeout = 5 * time.Second
+
+	// What berth health reads and prints of something that may not be berth: our
+	// own answer is below 300 bytes, header and all.
+	healthAnswerLimit = 16 << 10
+	healthPageLimit   = 1 << 10
 )
 
 // version is set when a release is linked: -ldflags "-X main.version=1.2.3".
@@ -249,19 +259,44 @@ func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
 		host = "localhost"
 	}
-	c := http.Client{Timeout: 5 * time.Second}
-	resp, err := c.Get("http://" + net.JoinHostPort(host, port) + "/healthz")
+	status, answer, err := askHealthz(net.JoinHostPort(host, port))
 	if err != nil {
 		fmt.Fprintf(stderr, "berth health: no answer: %v; is berth running?\n", err)
 		return exitNoConn
 	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	fmt.Fprintf(stdout, "%s\n", bytes.TrimSpace(body))
-	if resp.StatusCode != http.StatusOK {
+	fmt.Fprintf(stdout, "%s\n", answer)
+	if status != http.StatusOK {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// askHealthz asks the daemon's http listener and returns the status code and
+// what the page says. It is not http.Client because that links HTTP/2, proxies
+// and redirects, some 450 KB that a question on loopback has no use for. The
+// request is HTTP/1.0, so the answer ends with the connection.
+func askHealthz(address string) (status int, answer []byte, err error) {
+	deadline := time.Now().Add(healthTimeout)
+	conn, err := (&net.Dialer{Deadline: deadline}).Dial("tcp", address)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return 0, nil, err
+	}
+	if _, err := io.WriteString(conn, "GET /healthz HTTP/1.0\r\nUser-Agent: berth\r\n\r\n"); err != nil {
+		return 0, nil, err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, healthAnswerLimit)), nil)
+	if err != nil {
+		return 0, nil, fmt.Errorf("%s: %w", address, err)
+	}
+	defer resp.Body.Close()
+	if answer, err = io.ReadAll(io.LimitReader(resp.Body, healthPageLimit)); err != nil {
+		return 0, nil, fmt.Errorf("%s: %w", address, err)
+	}
+	return resp.StatusCode, bytes.TrimSpace(answer), nil
 }
 
 // --- serve ---

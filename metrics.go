@@ -10,6 +10,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"html"
 	"io"
@@ -17,6 +18,8 @@ import (
 	"maps"
 	"net/http"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +27,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/encoding/prototext"
 )
 
 const (
@@ -433,16 +439,10 @@ func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question
 // people, with the lines that status writes; both functions may be nil).
 // Only GET and HEAD are answered; nothing here changes anything.
 func (m *metrics) handler(ready func() error, status func(w io.Writer)) http.Handler {
-	metricsPage := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		// One source that fails must not hide the rest.
-		ErrorHandling:       promhttp.ContinueOnError,
-		Timeout:             scrapeTimeout,
-		MaxRequestsInFlight: scrapesInFlight,
-		// OpenMetrics stays off: there a counter's family drops its _total, so
-		// the gauge berth_sessions and the counter berth_sessions_total would
-		// be one name.
-		EnableOpenMetrics: false,
-	})
+	metricsPage := http.TimeoutHandler(&scrapeHandler{
+		gather:   m.registry.Gather,
+		inFlight: make(chan struct{}, scrapesInFlight),
+	}, scrapeTimeout, fmt.Sprintf("The scrape took more than %v.\n", scrapeTimeout))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -476,6 +476,103 @@ func (m *metrics) handler(ready func() error, status func(w io.Writer)) http.Han
 			http.NotFound(w, r)
 		}
 	})
+}
+
+// A scrapeHandler answers /metrics as promhttp does, header for header. It is
+// not promhttp because that links the OpenMetrics encoders and its middleware,
+// some 240 KB of a binary that has to fit in small flash. OpenMetrics would stay off
+// in any case: there a counter's family drops its _total, so the gauge
+// berth_sessions and the counter berth_sessions_total would be one name.
+type scrapeHandler struct {
+	gather   func() ([]*dto.MetricFamily, error)
+	inFlight chan struct{} // its capacity is the limit
+	zippers  sync.Pool     // of *gzip.Writer, each of which holds most of a megabyte
+}
+
+func (s *scrapeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case s.inFlight <- struct{}{}:
+		defer func() { <-s.inFlight }()
+	default:
+		http.Error(w, fmt.Sprintf("%d scrapes are running, which is the limit; try again later.", cap(s.inFlight)),
+			http.StatusServiceUnavailable)
+		return
+	}
+	families, err := s.gather()
+	if err != nil && len(families) == 0 { // one source that fails must not hide the rest
+		http.Error(w, "no metrics could be gathered: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+
+	format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultAcceptedFormats()...)
+	h := w.Header()
+	h.Add("Vary", "Accept")
+	h.Add("Vary", "Accept-Encoding")
+	h.Set("Content-Type", string(format))
+	var body io.Writer = w
+	if gzipPreferred(r.Header) {
+		h.Set("Content-Encoding", "gzip")
+		zip, ok := s.zippers.Get().(*gzip.Writer)
+		if !ok {
+			zip = gzip.NewWriter(nil)
+		}
+		zip.Reset(w)
+		defer func() {
+			zip.Close()
+			s.zippers.Put(zip)
+		}()
+		body = zip
+	}
+
+	// Prometheus' federation and people pick families by name.
+	only := r.URL.Query()["name[]"]
+	for _, family := range families {
+		if len(only) == 0 || slices.Contains(only, family.GetName()) {
+			// What cannot be encoded is left out; a scraper that went away
+			// fails every family alike, and soon.
+			writeFamily(body, format, family)
+		}
+	}
+}
+
+// writeFamily encodes one family. The format's escaping scheme has nothing to
+// do: it is for names outside [a-zA-Z0-9_:], and there are none here.
+func writeFamily(w io.Writer, format expfmt.Format, family *dto.MetricFamily) (err error) {
+	switch format.FormatType() {
+	case expfmt.TypeProtoDelim:
+		_, err = protodelim.MarshalTo(w, family)
+	case expfmt.TypeProtoText:
+		_, err = fmt.Fprintln(w, prototext.Format(family))
+	case expfmt.TypeProtoCompact:
+		_, err = fmt.Fprintln(w, family.String())
+	default:
+		_, err = expfmt.MetricFamilyToText(w, family)
+	}
+	return err
+}
+
+// gzipPreferred reports whether Accept-Encoding (RFC 9110 section 12.5.3) names
+// gzip with a weight above identity's. * stands for identity, which every client
+// can read; an identity that is not named weighs nothing.
+func gzipPreferred(h http.Header) bool {
+	gzipWeight, identityWeight := 0.0, 0.0
+	for _, line := range h.Values("Accept-Encoding") {
+		for member := range strings.SplitSeq(line, ",") {
+			coding, parameter, weighted := strings.Cut(member, ";")
+			weight := 1.0
+			if weighted {
+				_, q, _ := strings.Cut(parameter, "=")
+				weight, _ = strconv.ParseFloat(strings.TrimSpace(q), 64) // 0, not wanted, if it makes no sense
+			}
+			switch strings.ToLower(strings.TrimSpace(coding)) {
+			case "gzip":
+				gzipWeight = max(gzipWeight, weight)
+			case "identity", "*":
+				identityWeight = max(identityWeight, weight)
+			}
+		}
+	}
+	return gzipWeight > identityWeight
 }
 
 // addRuntime registers the collectors that only a scrape needs.

@@ -7,9 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync"
@@ -17,7 +20,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
 )
 
 var updateMetrics = flag.Bool("update-metrics", false, "write testdata/metrics/scrape.txt anew")
@@ -310,6 +316,159 @@ func TestScrapeGzip(t *testing.T) {
 	body, err := io.ReadAll(z)
 	if err != nil || !bytes.Contains(body, []byte("berth_build_info")) {
 		t.Errorf("unzipped scrape: %v, %d bytes", err, len(body))
+	}
+}
+
+// The library's own handler, on the same registry, is the judge of ours: status,
+// header and every byte of the body.
+func TestScrapeAsPromhttp(t *testing.T) {
+	m := exercisedMetrics()
+	m.addRuntime()
+	// Gathered once, because the numbers of a process move.
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gathered := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, nil })
+	ours := &scrapeHandler{gather: gathered, inFlight: make(chan struct{}, 1)}
+	theirs := promhttp.HandlerFor(gathered, promhttp.HandlerOpts{
+		ErrorHandling:       promhttp.ContinueOnError,
+		MaxRequestsInFlight: 1,
+	})
+	accepts := []string{
+		"", "*/*", "text/plain", "text/html", "text/plain;version=0.0.4;q=0.3", "text/plain; version=1.0.0; escaping=allow-utf-8",
+		"text/plain;version=0.0.4;escaping=dots", "text/plain;version=0.0.4;escaping=values", "nonsense", ";;,,q=",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=compact-text",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.2,text/plain;version=0.0.4;q=0.7",
+		// As Prometheus 2 and 3 ask.
+		"application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+		"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5," +
+			"text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+	}
+	encodings := []string{
+		"", "gzip", "gzip, deflate, br, zstd", "deflate, gzip;q=1.0, *;q=0.5", "gzip;q=0", "gzip;q=0.5, identity;q=0.9",
+		"gzip;q=0.9, identity;q=0.5", "gzip ; q=0.9 , identity; q=0.5", "gzip, identity", "gzip;q=0.5, *;q=0.9", "gzip;q=x", "*", "*;q=0",
+		"identity", "br", "gzip, *;q=0", ",", "gzip;q=0.001",
+	}
+	check := func(path, accept, encoding string) {
+		t.Helper()
+		var header []string
+		if accept != "" {
+			header = append(header, "Accept", accept)
+		}
+		if encoding != "" {
+			header = append(header, "Accept-Encoding", encoding)
+		}
+		got, want := getPage(t, ours, "GET", path, header...), getPage(t, theirs, "GET", path, header...)
+		if got.Code != want.Code || !reflect.DeepEqual(got.Header(), want.Header()) {
+			t.Errorf("%s with %q: %d %v, want %d %v", path, header, got.Code, got.Header(), want.Code, want.Header())
+		}
+		if !bytes.Equal(got.Body.Bytes(), want.Body.Bytes()) {
+			t.Errorf("%s with %q: %d bytes, want these %d:\n%s", path, header, got.Body.Len(), want.Body.Len(), want.Body)
+		}
+	}
+	for _, accept := range accepts {
+		check("/metrics", accept, "")
+		for _, encoding := range encodings {
+			check("/metrics?name[]=berth_bans", accept, encoding)
+		}
+	}
+	for _, path := range []string{
+		"/metrics", "/metrics?name[]=berth_sessions&name[]=go_goroutines", "/metrics?name[]=none",
+		"/metrics?name[]=", "/metrics?other=1", "/metrics?%zz",
+	} {
+		check(path, "", "gzip")
+		check(path, "", "")
+	}
+}
+
+// Impatient scrapers beyond the limit are sent away, and none waits past the
+// time-out; when the slow source answers at last, there is room again.
+func TestScrapesInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		m := newMetrics("v", "r", metricSources{Bans: func() int { <-release; return 1 }})
+		h := m.handler(nil, nil)
+		codes := make(chan int, scrapesInFlight)
+		for range scrapesInFlight {
+			go func() { codes <- getPage(t, h, "GET", "/metrics").Code }()
+		}
+		synctest.Wait()
+		if w := getPage(t, h, "GET", "/metrics"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "limit") {
+			t.Errorf("a scrape past the limit: %d %q", w.Code, w.Body)
+		}
+		began := time.Now()
+		for range scrapesInFlight {
+			if code := <-codes; code != http.StatusServiceUnavailable {
+				t.Errorf("a scrape that takes too long: %d", code)
+			}
+		}
+		if waited := time.Since(began); waited != scrapeTimeout {
+			t.Errorf("scrapes ended after %v, want %v", waited, scrapeTimeout)
+		}
+		close(release)
+		synctest.Wait()
+		if w := getPage(t, h, "GET", "/metrics"); w.Code != http.StatusOK {
+			t.Errorf("a scrape after the jam: %d %q", w.Code, w.Body)
+		}
+	})
+}
+
+func TestScrapeOfNothing(t *testing.T) {
+	h := &scrapeHandler{
+		gather:   func() ([]*dto.MetricFamily, error) { return nil, errors.New("all is lost") },
+		inFlight: make(chan struct{}, 1),
+	}
+	if w := getPage(t, h, "GET", "/metrics"); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "all is lost") {
+		t.Errorf("GET /metrics = %d %q", w.Code, w.Body)
+	}
+}
+
+// The client of berth health is our own, so it must stand what may listen where
+// berth should.
+func TestAskHealthz(t *testing.T) {
+	page := newHTTPServer(newMetrics("v", "r", metricSources{}).handler(nil, nil), slog.New(slog.DiscardHandler))
+	long := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+		w.Write(bytes.Repeat([]byte("x"), 1<<20))
+	})
+	speak := func(words string) func(net.Listener) {
+		return func(ln net.Listener) {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, words)
+			c.Close()
+		}
+	}
+	for name, tt := range map[string]struct {
+		serve  func(net.Listener)
+		status int // 0: no answer
+		answer string
+	}{
+		"berth":       {func(ln net.Listener) { page.Serve(ln) }, 200, "ok"},
+		"other":       {func(ln net.Listener) { http.Serve(ln, long) }, 418, strings.Repeat("x", healthPageLimit)},
+		"ftp":         {speak("220 ready\r\n"), 0, ""},
+		"hangs up":    {speak(""), 0, ""},
+		"endless":     {speak("HTTP/1.0 200 OK\r\nX: " + strings.Repeat("x", 2*healthAnswerLimit) + "\r\n\r\n"), 0, ""},
+		"cut short":   {speak("HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\nok"), 0, ""},
+		"unavailable": {speak("HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\ndown\n"), 503, "down"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			go tt.serve(ln)
+			status, answer, err := askHealthz(ln.Addr().String())
+			if status != tt.status || string(answer) != tt.answer || (err == nil) != (tt.status != 0) {
+				t.Errorf("%d %q %v; want %d %q", status, answer, err, tt.status, tt.answer)
+			}
+		})
 	}
 }
 

@@ -60,10 +60,10 @@ const (
 // the page cache and a little behind. Its methods belong to the goroutine that
 // runs the transfer.
 type follower struct {
-	file *os.File
-	sum  hash.Hash
-	tail hash.Hash // of what lies from start on; nil: nobody asks
-	from int64     // where sum begins
+	file  *os.File
+	sum   hash.Hash
+	tail  hash.Hash // of what lies from start on; nil: nobody asks
+	from  int64     // where sum begins
 	start int64
 	done  int64 // hashed up to here, as far as there is no goroutine
 	told  int64 // what follow has made known
