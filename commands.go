@@ -616,7 +616,7 @@ func (s *session) execResult(x *transfer, r programResult, started bool) *execAn
 	case programCancelled:
 		a.Code = codeAborted
 	case programStartFailed:
-		a.Code = codeDenied
+		a.Code, a.CPU, a.MaxRSS = codeDenied, 0, 0 // they would be berth's own
 	}
 	return a
 }

@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
@@ -25,8 +27,9 @@ const (
 	// maxAhead bounds the frames that are kept while a request runs: what a client
 	// pipelines beyond it waits in the socket.
 	maxAhead = 64 << 10
-	// maxAnswer bounds what one answer tells, well below maxFrame.
-	maxAnswer = 128 << 10
+	// maxEcho bounds what echo and upper send back: six bytes for one, as JSON may
+	// write it, still fit into a frame.
+	maxEcho = 32 << 10
 	// quietPing is how long a running request may be quiet before the server says
 	// that it is there, as long as NAT gateways remember a connection (RFC 5382
 	// demands far more, but many keep less).
@@ -45,7 +48,8 @@ type framing struct {
 	cancelled int
 	waiting   int // requests behind the running one, as far as was looked ahead
 	input     commandInput
-	sent      time.Time // when the last frame left; guarded by wmu
+	sent      time.Time    // when the last frame left; guarded by wmu
+	pinged    atomic.Int32 // empty pings of the server's own, whose answers have not come
 }
 
 // commandInput takes what comes for a running command: stdin, its end, signals,
@@ -206,6 +210,11 @@ func (s *session) serveFrame() error {
 		}
 		return s.violated(s.handleRequest(payload))
 	case framePing:
+		if in.left == 0 && s.fr.pinged.Load() > 0 {
+			s.fr.pinged.Add(-1) // the answer to one of the server's
+			s.idleAt = s.idleDeadline()
+			return nil
+		}
 		return s.echoPing(in.left)
 	case frameCancel:
 		_, err := s.wholePayload() // what it was to cancel is done
@@ -379,8 +388,12 @@ func (s *session) watchFrames(x *transfer) {
 			s.mu.Unlock()
 			x.cancel(errAborted)
 		case framePing:
-			s.frame(framePing, payload)
-			s.flush()
+			if len(payload) == 0 && s.fr.pinged.Load() > 0 {
+				s.fr.pinged.Add(-1)
+			} else {
+				s.frame(framePing, payload)
+				s.flush()
+			}
 			in.drop(payload)
 		case frameRequest:
 			s.fr.waiting++
@@ -514,6 +527,7 @@ func (s *session) pingQuiet() {
 		return
 	}
 	if s.frameLocked(framePing, nil) == nil {
+		s.fr.pinged.Add(1)
 		s.flushLocked()
 	}
 }
@@ -601,9 +615,10 @@ func parseRequest(payload []byte) (q request, bad string, err error) {
 	case errors.As(err, &kind) && kind.Field == "":
 		return q, "", &protocolError{codeBadArgument, "bad_json", `A request is a JSON object, as {"do": "list", "path": "/"}.`}
 	case errors.As(err, &kind):
-		return q, fmt.Sprintf("The field %q cannot be a %s; it is a %s.", kind.Field, kind.Value, jsonKind(kind)), nil
+		return q, fmt.Sprintf("The field %q is %s.", kind.Field, jsonKind(kind)), nil
 	case strings.HasPrefix(err.Error(), "json: unknown field "):
-		return q, fmt.Sprintf("There is no field %s in requests.", strings.TrimPrefix(err.Error(), "json: unknown field ")), nil
+		field, _ := strconv.Unquote(strings.TrimPrefix(err.Error(), "json: unknown field "))
+		return q, fmt.Sprintf("There is no field %s in requests.", quotedWord(field)), nil
 	case strings.HasPrefix(err.Error(), "illegal base64"):
 		return q, "Fields that end in _bytes are base64.", nil
 	default:
@@ -624,13 +639,11 @@ func jsonKind(e *json.UnmarshalTypeError) string {
 	case "bool":
 		return "true or false"
 	case "string":
-		return "string"
-	case "struct":
-		return "object"
+		return "a string"
 	case "slice":
-		return "string in base64"
+		return "a string in base64"
 	}
-	return "whole number"
+	return "a whole number that is not too large"
 }
 
 // handleRequest answers one request.
@@ -669,7 +682,7 @@ func (s *session) handleRequest(payload []byte) error {
 		s.answer(&answer{Code: codeUnknown, Reason: "unknown_request", Text: text})
 		err = s.misbehaved(1)
 	default:
-		code, reason, text := s.mayNot(r.login, r.perm, r.onBox, r.do, q.shownPath())
+		code, reason, text := s.mayNot(r.login && !(r.noLogin && s.operator()), r.perm, r.onBox, r.do, q.shownPath())
 		if code != 0 {
 			s.answer(&answer{Code: code, Reason: reason, Text: text})
 			break

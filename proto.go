@@ -163,6 +163,15 @@ func (s *session) flushLocked() error {
 	return s.outErr
 }
 
+// replyReason is reply for those who speak frames with a word for programs.
+func (s *session) replyReason(code int, reason, text string) {
+	if s.fr != nil {
+		s.answer(&answer{Code: code, Reason: reason, Text: text})
+		return
+	}
+	s.reply(code, text)
+}
+
 // replyFor is the one place where an error becomes a reply: the code, the word by
 // which programs that speak frames tell it from others, and the text. What is not
 // known is logged and told as a local error, without Go's text.
@@ -187,7 +196,7 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 	case errors.Is(err, errNoData):
 		return codeNoData, "no_data_connection", "Cannot open the data connection; check that a firewall lets it through, or try the other of PASV/EPSV and PORT/EPRT."
 	case errors.Is(err, errStalled):
-		return codeAborted, "stalled", "Nothing moved on the data connection for too long; transfer ended."
+		return codeAborted, "stalled", "Nothing moved for too long; transfer ended."
 	case errors.Is(err, errControlGone):
 		return codeAborted, "client_gone", "The control connection ended before the transfer did."
 	case errors.Is(err, errCutShort):
@@ -315,17 +324,18 @@ const (
 // A command is everything the server knows about one verb: dispatch, the
 // checks before it, HELP and FEAT read nothing else.
 type command struct {
-	verb   string
-	arg    argRule
-	login  bool       // needs a user
-	perm   permission // and all of these
-	data   bool       // and a data connection armed by PASV, EPSV, PORT or EPRT
-	keep   bool       // leaves REST and RANG as they are
-	onBox  bool       // for the operator through the local socket alone, whoever is logged in
-	syntax string     // for HELP, behind the verb
-	help   string
-	feat   func(*session) string // its line in FEAT; "" for none
-	run    func(s *session, arg string) error
+	verb    string
+	arg     argRule
+	login   bool       // needs a user
+	perm    permission // and all of these
+	data    bool       // and a data connection armed by PASV, EPSV, PORT or EPRT
+	keep    bool       // leaves REST and RANG as they are
+	onBox   bool       // for the operator through the local socket alone, whoever is logged in
+	noLogin bool       // the operator needs no login for it
+	syntax  string     // for HELP, behind the verb
+	help    string
+	feat    func(*session) string // its line in FEAT; "" for none
+	run     func(s *session, arg string) error
 }
 
 // handle answers one line. It returns an error only if the session is over.
@@ -542,19 +552,21 @@ func (s *session) checkPassword(name, password string) (*user, error) {
 	case err == nil:
 		return u, nil
 	case errors.Is(err, errBanned):
-		s.replyNow(codeClosing, "Too many failed logins from your address; try again later.")
+		s.replyReason(codeClosing, "banned", "Too many failed logins from your address; try again later.")
+		s.flush()
 		return nil, errAbuse
 	case errors.Is(err, errAuthBusy):
-		s.reply(codeBusy, "Too many logins at this moment; try again.")
+		s.replyReason(codeBusy, "busy", "Too many logins at this moment; try again.")
 		return nil, nil
 	case errors.Is(err, context.Canceled):
 		return nil, errDrain
 	}
 	if s.failures++; s.failures >= failedLimit {
-		s.replyNow(codeClosing, "Too many failed logins, closing.")
+		s.replyReason(codeClosing, "banned", "Too many failed logins, closing.")
+		s.flush()
 		return nil, errAbuse
 	}
-	s.reply(codeNotLoggedIn, "Login incorrect.")
+	s.replyReason(codeNotLoggedIn, "login", "Login incorrect.")
 	return nil, nil
 }
 
@@ -580,14 +592,15 @@ func (s *session) login(u *user, method string) (ok bool, err error) {
 	acc, err := s.srv.enter(u)
 	if err != nil {
 		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "too many sessions")
-		s.replyNow(codeClosing, fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
+		s.replyReason(codeClosing, "busy", fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
+		s.flush()
 		return false, errAbuse
 	}
 	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
 	if err != nil {
 		s.srv.leave(acc)
 		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", err)
-		s.reply(codeNotLoggedIn, "Your home directory cannot be opened; the operator finds the reason in the log.")
+		s.replyReason(codeNotLoggedIn, "home", "Your home directory cannot be opened; the operator finds the reason in the log.")
 		return false, nil
 	}
 	for _, err := range j.missing {
@@ -766,7 +779,7 @@ func (s *session) cmdAUTH(arg string) error {
 
 // startTLS does the handshake on the control connection.
 func (s *session) startTLS(implicit bool) error {
-	cfg, id := s.srv.keys.control(s.peer, implicit)
+	cfg, id := s.srv.keys.control(s.peer)
 	c := tls.Server(s.bare, cfg)
 	c.SetDeadline(time.Now().Add(handshakeTime))
 	if err := c.Handshake(); err != nil {

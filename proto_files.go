@@ -126,7 +126,7 @@ func init() {
 		{verb: "QUOTA", login: true, help: "tell how much is used and left", run: (*session).siteQUOTA},
 		{verb: "SCAN", arg: argRequired, onBox: true, syntax: "USER", help: "count a user's files anew", run: (*session).siteSCAN},
 		{verb: "EXEC", arg: argRequired, login: true, syntax: "NAME [ARGUMENTS]", help: "run a command", run: (*session).siteEXEC},
-		{verb: "WHO", login: true, help: "list the sessions", run: (*session).siteWHO},
+		{verb: "WHO", login: true, noLogin: true, help: "list the sessions", run: (*session).siteWHO},
 		{verb: "SAY", login: true, syntax: "[TEXT]", help: "tell everybody, or hear what was said", run: (*session).siteSAY},
 	}
 	for i := range siteCommands {
@@ -531,7 +531,7 @@ func (s *session) cmdSITE(arg string) error {
 		return nil
 	}
 	what := "SITE " + c.verb
-	if code, _, text := s.mayNot(c.login, 0, c.onBox, what, rest); code != 0 {
+	if code, _, text := s.mayNot(c.login && !(c.noLogin && s.operator()), 0, c.onBox, what, rest); code != 0 {
 		s.reply(code, text)
 	} else if c.arg == argRequired && rest == "" {
 		s.reply(codeBadArgument, "Usage: "+what+" "+c.syntax)

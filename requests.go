@@ -39,6 +39,7 @@ type requestKind struct {
 	login   bool
 	perm    permission
 	onBox   bool // for the operator through the local socket alone
+	noLogin bool // the operator needs no login for it
 	streams bool // takes D, F, S or W behind its R
 	run     func(s *session, q *request) error
 }
@@ -69,7 +70,7 @@ func init() {
 		{do: "time", help: "tell the time", login: true, run: (*session).doTime},
 		{do: "say", fields: "text", help: "tell everybody who listens", login: true, run: (*session).doSay},
 		{do: "listen", fields: "off", help: "hear what is said", login: true, run: (*session).doListen},
-		{do: "who", help: "list the sessions", login: true, run: (*session).doWho},
+		{do: "who", help: "list the sessions", login: true, noLogin: true, run: (*session).doWho},
 		{do: "quit", help: "leave", run: (*session).doQuit},
 		{do: "kick", fields: "session", help: "end a session", onBox: true, run: (*session).doKick},
 		{do: "wall", fields: "text", help: "tell every session", onBox: true, run: (*session).doWall},
@@ -117,7 +118,7 @@ func (s *session) pathOf(text *string, raw []byte) (string, error) {
 	return s.path("")
 }
 
-func (q *request) hasPath() bool { return q.PathBytes != nil || q.Path != nil && *q.Path != "" }
+func (q *request) hasPath() bool { return len(q.PathBytes) > 0 || q.Path != nil && *q.Path != "" }
 
 // shownPath is the path as logs show it.
 func (q *request) shownPath() string {
@@ -173,7 +174,8 @@ func (s *session) doLogin(q *request) error {
 		return nil
 	}
 	if left, banned := s.srv.auth.banned(s.peer); banned {
-		s.replyNow(codeClosing, fmt.Sprintf("Too many failed logins from your address; try again in %s.", left.Round(time.Second)))
+		s.replyReason(codeClosing, "banned", fmt.Sprintf("Too many failed logins from your address; try again in %s.", left.Round(time.Second)))
+		s.flush()
 		return errAbuse
 	}
 	name := ""
@@ -242,13 +244,15 @@ func (s *session) welcome() error {
 	return nil
 }
 
-func (s *session) doEcho(q *request) error {
-	s.reply(codeOK, q.Text)
-	return nil
-}
+func (s *session) doEcho(q *request) error { return s.sendBack(q.Text) }
 
-func (s *session) doUpper(q *request) error {
-	s.reply(codeOK, strings.ToUpper(q.Text))
+func (s *session) doUpper(q *request) error { return s.sendBack(strings.ToUpper(q.Text)) }
+
+func (s *session) sendBack(text string) error {
+	if len(text) > maxEcho {
+		return s.badField("text has at most %d bytes; longer ones go by P.", maxEcho)
+	}
+	s.reply(codeOK, text)
 	return nil
 }
 
@@ -656,7 +660,7 @@ func (s *session) removeTree(x *transfer, p string, depth int) error {
 
 func (s *session) doMove(q *request) error {
 	return s.withPath(q, func(from string) error {
-		if q.ToBytes == nil && (q.To == nil || *q.To == "") {
+		if len(q.ToBytes) == 0 && (q.To == nil || *q.To == "") {
 			return s.badField("move needs a path and what it becomes, to.")
 		}
 		to, err := s.pathOf(q.To, q.ToBytes)

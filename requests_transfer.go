@@ -201,6 +201,7 @@ type incoming struct {
 	pipe *pipe // nil until it is worth one
 	want []string
 	size int64 // of the whole file as the request had it; -1: not told
+	over bool  // more came
 }
 
 func (s *session) doPut(q *request) error {
@@ -348,6 +349,10 @@ func (in *incoming) receive() error {
 			}
 			return errAborted
 		case framePing:
+			if s.fr.in.left == 0 && s.fr.pinged.Load() > 0 {
+				s.fr.pinged.Add(-1)
+				continue
+			}
 			if err := s.echoPing(s.fr.in.left); err != nil {
 				return errControlGone
 			}
@@ -463,6 +468,7 @@ func (in *incoming) write(p []byte) error {
 // bytes cost anything.
 func (in *incoming) tooMuch(n int) error {
 	if in.size >= 0 && in.u.size+int64(n) > in.size {
+		in.over = true
 		return errSize
 	}
 	return nil
@@ -612,6 +618,9 @@ func (in *incoming) end() error {
 func (in *incoming) conclude(err error) error {
 	s, u := in.s, in.u
 	switch {
+	case errors.Is(err, errSize) && in.over:
+		s.answer(&failure{answer: answer{Code: codeAborted, Reason: "size_mismatch", Text: fmt.Sprintf("More came than the %d bytes that were announced; stat tells what is kept.", in.size)}, Have: &u.size})
+		return nil
 	case errors.Is(err, errSize):
 		s.answer(&failure{answer: answer{Code: codeAborted, Reason: "size_mismatch", Text: fmt.Sprintf("%d bytes arrived, which is not the size that was announced; stat tells what is kept.", u.size)}, Have: &u.size})
 		return nil

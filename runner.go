@@ -239,16 +239,17 @@ type runner struct {
 	log      *slog.Logger
 	launcher *launcher
 	allowed  func(uid uint32) bool
+	sandbox  string // [exec] sandbox of the runner's own configuration
 	ctx      context.Context
 	end      context.CancelFunc
 	serving  sync.WaitGroup
 }
 
-// runnerAllows is who may have commands run: root, the runner's own user, and the
-// daemon's, which is the one whose the state directory is.
+// runnerAllows is who may have commands run: root, and the daemon's user, which is
+// the one whose the state directory is.
 func runnerAllows(stateDir string) func(uid uint32) bool {
 	return func(uid uint32) bool {
-		if uid == 0 || uid == uint32(os.Geteuid()) {
+		if uid == 0 {
 			return true
 		}
 		st, err := os.Stat(stateDir)
@@ -292,7 +293,7 @@ func runnerSocket(path string) (net.Listener, error) {
 }
 
 func newRunner(cfg *config, log *slog.Logger, ownsChildren bool) *runner {
-	r := &runner{log: log, launcher: newLauncher(log, ownsChildren), allowed: runnerAllows(cfg.Server.StateDir)}
+	r := &runner{log: log, launcher: newLauncher(log, ownsChildren), allowed: runnerAllows(cfg.Server.StateDir), sandbox: cfg.Exec.Sandbox}
 	r.ctx, r.end = context.WithCancel(context.Background())
 	return r
 }
@@ -322,9 +323,10 @@ func (r *runner) serve(ln net.Listener) error {
 // take runs the one command of a connection.
 func (r *runner) take(c net.Conn) {
 	defer c.Close()
-	uid, _, ok := peerCredentials(c)
+	uid, pid, ok := peerCredentials(c)
 	call := &runnerCall{conn: c}
-	if !ok || !r.allowed(uid) {
+	// Its own commands have its uid too, and must not choose what runs.
+	if !ok || !r.allowed(uid) || r.launcher.ours(pid) {
 		r.log.Warn("refused", "uid", uid, "result", "not the daemon's user")
 		call.send(frameAnswer, encodeJSON(runnerAnswer{Code: codeDenied, Text: "this user may not have commands run"}))
 		return
@@ -341,6 +343,14 @@ func (r *runner) take(c net.Conn) {
 		return
 	}
 	c.SetReadDeadline(time.Time{})
+	if q.Program.Sandbox == nil && r.sandbox != "off" {
+		// Whoever has taken over the daemon gets no further than this.
+		call.send(frameAnswer, encodeJSON(runnerAnswer{Code: codeDenied, Text: `the runner runs nothing without a sandbox; its own exec.sandbox would have to be "off"`}))
+		return
+	}
+	if q.Program.Sandbox != nil && r.sandbox == "landlock" {
+		q.Program.Sandbox.BestEffort = false
+	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
 	run := &commandRun{control: make(chan programControl, 1), over: make(chan struct{}), look: func() {

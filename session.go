@@ -554,6 +554,9 @@ func (s *session) watch(x *transfer) {
 	s.takeLineReader()
 	held := 0
 	for _, p := range s.pending {
+		if isFRAM(p) {
+			return
+		}
 		held += pendingCost + len(p)
 	}
 	for {
@@ -578,7 +581,7 @@ func (s *session) watch(x *transfer) {
 				}
 			}
 			s.pending = append(s.pending, text)
-			if strings.HasPrefix(upperASCII(text), "FRAM ") {
+			if isFRAM(text) {
 				return // what comes behind it need not be lines
 			}
 			if held += pendingCost + len(text); held > maxPending {
@@ -621,6 +624,9 @@ func (s *session) watch(x *transfer) {
 		}
 	}
 }
+
+// isFRAM tells whether a line may turn all behind it into frames.
+func isFRAM(line string) bool { return len(line) >= 4 && upperASCII(line[:4]) == "FRAM" }
 
 // untilReset ends x when the client, who will send no more, is not there either.
 func (s *session) untilReset(x *transfer) {

@@ -314,7 +314,7 @@ func clientFingerprint(st tls.ConnectionState) string {
 // control returns what a control connection's handshake from addr needs, and
 // the session that its data connections will belong to. The caller ends the
 // session, also when the handshake fails.
-func (k *tlsKeeper) control(addr netip.Addr, implicit bool) (*tls.Config, *tlsSession) {
+func (k *tlsKeeper) control(addr netip.Addr) (*tls.Config, *tlsSession) {
 	s := &tlsSession{addr: addr.Unmap()}
 	rand.Read(s.id[:]) // never fails
 	k.mu.Lock()
@@ -322,11 +322,9 @@ func (k *tlsKeeper) control(addr netip.Addr, implicit bool) (*tls.Config, *tlsSe
 	k.mu.Unlock()
 
 	cfg := k.config(s)
-	cfg.NextProtos = []string{tlsProtoFTP}
-	if implicit {
-		// A client that knows frames gets them; only one that does offers them.
-		cfg.NextProtos = []string{tlsProtoFrames, tlsProtoFTP}
-	}
+	// Which of them is chosen changes nothing: the greeting comes, and FRAM turns to
+	// frames. It only says that this is the protocol that the client came for.
+	cfg.NextProtos = []string{tlsProtoFrames, tlsProtoFTP}
 	// A client that offers only other protocols was sent here by somebody in
 	// the middle who wants HTTP to be read as FTP (ALPACA, CVE-2021-3618):
 	// crypto/tls refuses it. FileZilla's private name is FTP all the same.

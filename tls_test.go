@@ -215,7 +215,7 @@ func TestTLSGeneratedCertificateIsKept(t *testing.T) {
 	// A client that trusts just this certificate verifies it.
 	roots := x509.NewCertPool()
 	roots.AddCert(leaf)
-	cfg, s := k.control(tlsHere, false)
+	cfg, s := k.control(tlsHere)
 	defer k.end(s)
 	if _, _, serr, cerr := tlsShake(t, cfg, &tls.Config{RootCAs: roots, ServerName: "localhost"}); serr != nil || cerr != nil {
 		t.Errorf("verified handshake: server %v, client %v", serr, cerr)
@@ -282,7 +282,7 @@ func TestTLSChangedFilesArePickedUp(t *testing.T) {
 	k, log := newTestKeeper(t, cfg)
 	seen := func() string {
 		t.Helper()
-		c, s := k.control(tlsHere, false)
+		c, s := k.control(tlsHere)
 		defer k.end(s)
 		_, st, serr, cerr := tlsShake(t, c, tlsClientFor(tls.VersionTLS13))
 		if serr != nil || cerr != nil {
@@ -375,7 +375,7 @@ func TestTLSClientCertificate(t *testing.T) {
 					// The callback sends it even if no authority fits.
 					client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return tt.cert, nil }
 				}
-				cfg, s := k.control(tlsHere, false)
+				cfg, s := k.control(tlsHere)
 				defer k.end(s)
 				st, _, serr, cerr := tlsShake(t, cfg, client)
 				if tt.want == "refused" {
@@ -396,7 +396,7 @@ func TestTLSDataAsksForNoCertificate(t *testing.T) {
 	k, _ := newTestKeeper(t, tlsConfig{})
 	own := tlsTestClientCert(t, nil)
 	for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		_, s := k.control(tlsHere, false)
+		_, s := k.control(tlsHere)
 		defer k.end(s)
 		client := tlsClientFor(v)
 		asked := false
@@ -418,7 +418,7 @@ func TestTLSResumesWithClientCertificate(t *testing.T) {
 			client := tlsClientFor(v)
 			client.Certificates = []tls.Certificate{own}
 			client.ClientSessionCache = tls.NewLRUClientSessionCache(4)
-			cfg, s := k.control(tlsHere, false)
+			cfg, s := k.control(tlsHere)
 			if _, _, serr, cerr := tlsShake(t, cfg, client); serr != nil || cerr != nil {
 				t.Fatal(serr, cerr)
 			}
@@ -433,7 +433,7 @@ func TestTLSResumesWithClientCertificate(t *testing.T) {
 			}
 			// The same client's next control connection may resume, and is known by its certificate.
 			k.end(s)
-			cfg, s = k.control(tlsHere, false)
+			cfg, s = k.control(tlsHere)
 			st, _, serr, cerr := tlsShake(t, cfg, client)
 			if serr != nil || cerr != nil || !st.DidResume || clientFingerprint(st) != fingerprintOf(own.Certificate[0]) {
 				t.Errorf("%s, %s: next control connection resumed %v as %q (server %v, client %v)", mode, tls.VersionName(v), st.DidResume, clientFingerprint(st), serr, cerr)
@@ -476,7 +476,7 @@ func TestTLSSessionReuse(t *testing.T) {
 		{"other address", other(elsewhere, "ann", false), "foreign"},
 		{"other server", func(connectFunc, *tlsKeeper, tls.ClientSessionCache) tls.ClientSessionCache {
 			k, _ := newTestKeeper(t, tlsConfig{})
-			cfg, _ := k.control(tlsHere, false)
+			cfg, _ := k.control(tlsHere)
 			cache := tls.NewLRUClientSessionCache(1)
 			c := tlsClientFor(tls.VersionTLS12)
 			c.ClientSessionCache = cache
@@ -493,7 +493,7 @@ func TestTLSSessionReuse(t *testing.T) {
 						var counted []string
 						k.onReuse = func(result string) { counted = append(counted, result) }
 						connect := func(addr netip.Addr, user string) (*tlsSession, tls.ClientSessionCache) {
-							cfg, s := k.control(addr, false)
+							cfg, s := k.control(addr)
 							c := tlsClientFor(v)
 							c.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 							if _, _, serr, cerr := tlsShake(t, cfg, c); serr != nil || cerr != nil {
@@ -546,7 +546,7 @@ func TestTLSKeeperWithoutSession(t *testing.T) {
 	k, _ := newTestKeeper(t, tlsConfig{SessionReuse: "on"})
 	k.login(nil, "ann")
 	k.end(nil)
-	cfg, s := k.control(tlsHere, true)
+	cfg, s := k.control(tlsHere)
 	if len(k.live) != 1 || cfg == nil {
 		t.Errorf("%d live sessions; want 1", len(k.live))
 	}
@@ -582,6 +582,7 @@ func TestTLSProtocols(t *testing.T) {
 		{"implicit", []string{"x-filezilla-ftp", "ftp"}, "ftp"},
 		{"explicit", nil, ""},
 		{"explicit", []string{"ftp"}, "ftp"},
+		{"explicit", []string{"berth/1"}, "berth/1"},
 		{"explicit", []string{"x-filezilla-ftp"}, ""},
 		{"explicit", []string{"h2", "http/1.1"}, "refused"},
 		{"explicit", []string{"smtp"}, "refused"},
@@ -590,7 +591,7 @@ func TestTLSProtocols(t *testing.T) {
 		{"data", []string{"ftp"}, "ftp"},
 		{"data", []string{"h2", "http/1.1"}, "refused"},
 	} {
-		cfg, s := k.control(tlsHere, tt.kind == "implicit")
+		cfg, s := k.control(tlsHere)
 		if tt.kind == "data" {
 			cfg = k.data(s, false)
 		}
@@ -613,7 +614,7 @@ func TestTLSVersionsAndGroups(t *testing.T) {
 	for _, v := range []uint16{tls.VersionTLS11, tls.VersionTLS12, tls.VersionTLS13} {
 		for _, group := range []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384} {
 			for _, kind := range []string{"control", "send", "receive"} {
-				cfg, s := k.control(tlsHere, false)
+				cfg, s := k.control(tlsHere)
 				if kind != "control" {
 					cfg = k.data(s, kind == "receive")
 				}
@@ -694,7 +695,7 @@ func TestTLSUploadsArriveWhole(t *testing.T) {
 			}
 			client := tlsClientFor(v)
 			client.ClientSessionCache = tls.NewLRUClientSessionCache(4) // without one it asks for no ticket
-			cfg, s := k.control(tlsHere, false)
+			cfg, s := k.control(tlsHere)
 			if _, _, serr, cerr := tlsShake(t, cfg, client); serr != nil || cerr != nil {
 				t.Fatal(serr, cerr)
 			}
@@ -758,7 +759,7 @@ func TestTLSTicketsByDirection(t *testing.T) {
 		{"on", tls.VersionTLS12, false, 1},
 	} {
 		k, _ := newTestKeeper(t, tlsConfig{SessionReuse: tt.mode})
-		_, s := k.control(tlsHere, false)
+		_, s := k.control(tlsHere)
 		cache := &tlsTicketCount{}
 		client := tlsClientFor(tt.version)
 		client.ClientSessionCache = cache
@@ -785,7 +786,7 @@ func TestTLSMissingCloseNotifyIsSeen(t *testing.T) {
 				}
 				sent <- errors.Join(err, cc.Close()) // TCP's end without TLS's
 			}()
-			_, s := k.control(tlsHere, false)
+			_, s := k.control(tlsHere)
 			sum, n, notified, err := tlsReceive(sc, k.data(s, true))
 			k.end(s)
 			if serr := <-sent; err != nil || serr != nil || sum != sha256.Sum256(data) || notified {
@@ -798,7 +799,7 @@ func TestTLSMissingCloseNotifyIsSeen(t *testing.T) {
 // A record cut in two is an error by itself, never an end.
 func TestTLSCutRecordIsAnError(t *testing.T) {
 	k, _ := newTestKeeper(t, tlsConfig{})
-	_, s := k.control(tlsHere, false)
+	_, s := k.control(tlsHere)
 	defer k.end(s)
 	sc, cc := tlsPair(t)
 	go func() {
@@ -816,7 +817,7 @@ func TestTLSCutRecordIsAnError(t *testing.T) {
 func TestTLSServerSendsCloseNotify(t *testing.T) {
 	k, _ := newTestKeeper(t, tlsConfig{})
 	for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		_, s := k.control(tlsHere, false)
+		_, s := k.control(tlsHere)
 		sc, cc := tlsPair(t)
 		done := make(chan error, 1)
 		go func() {
@@ -854,7 +855,7 @@ func TestTLSUploadsFromRealClients(t *testing.T) {
 		"gnutls-cli": {tls.VersionTLS12: "NORMAL:-VERS-ALL:+VERS-TLS1.2", tls.VersionTLS13: "NORMAL:-VERS-ALL:+VERS-TLS1.3"},
 	}
 	k, _ := newTestKeeper(t, tlsConfig{})
-	_, s := k.control(tlsHere, false)
+	_, s := k.control(tlsHere)
 	defer k.end(s)
 	for name, flags := range versions {
 		for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -941,7 +942,7 @@ func TestTLSOpenSSLVerifiesAndResumes(t *testing.T) {
 					}
 					return st, out
 				}
-				cfg, s := k.control(tlsHere, false)
+				cfg, s := k.control(tlsHere)
 				defer k.end(s)
 				if _, out := run(cfg, "-sess_out", ticket, "-alpn", "ftp"); !bytes.Contains(out, []byte("Verify return code: 0 (ok)")) || !bytes.Contains(out, []byte("220 ready")) {
 					t.Errorf("not verified: %s", out)
