@@ -56,44 +56,49 @@ const (
 
 // --- digests beside a transfer ---
 
-// A follower computes the SHA-256 of a file that is being written or sent, from
-// the page cache and a little behind. Its methods belong to the goroutine that
-// runs the transfer.
+// A follower computes the SHA-256 of a file that is being written or sent, a
+// little behind: from the buffers that the transfer has used, or where the bytes
+// came by none, from the page cache. Its methods belong to the goroutine that runs
+// the transfer.
 type follower struct {
 	file  *os.File
 	sum   hash.Hash
 	tail  hash.Hash // of what lies from start on; nil: nobody asks
-	from  int64     // where sum begins
 	start int64
-	done  int64 // hashed up to here, as far as there is no goroutine
+	done  int64 // hashed up to here; the goroutine's own while there is one
 	told  int64 // what follow has made known
 
 	mu      sync.Mutex
-	more    sync.Cond
+	changed sync.Cond
 	target  int64
+	blocks  []hashBlock
 	ended   bool
 	running chan struct{} // closed when the goroutine has ended; nil: there is none
-	err     error
+	err     error         // once it has
 }
 
+// hashBlock is a buffer of copyBuffers whose bytes from skip on the file has at at.
+type hashBlock struct {
+	buf  *[]byte
+	skip int
+	n    int
+	at   int64
+}
+
+// maxBlocks is how many buffers wait to be hashed: one that is, and one to follow.
+const maxBlocks = 2
+
 func newFollower(f *os.File, from int64) *follower {
-	w := &follower{file: f, sum: sha256.New(), from: from, done: from}
-	w.more.L = &w.mu
-	w.told = from
+	w := &follower{file: f, sum: sha256.New(), done: from, told: from}
+	w.changed.L = &w.mu
 	return w
 }
 
 // splitAt also computes the digest of what lies from start on.
 func (w *follower) splitAt(start int64) { w.start, w.tail = start, sha256.New() }
 
-// add hashes p, which the file has at done, at once, unless a goroutine does it.
+// add hashes p, which is what comes next, at once; there must be no goroutine yet.
 func (w *follower) add(p []byte) {
-	if w.running == nil {
-		w.hash(p)
-	}
-}
-
-func (w *follower) hash(p []byte) {
 	w.sum.Write(p)
 	if skip := w.start - w.done; w.tail != nil && skip < int64(len(p)) {
 		w.tail.Write(p[max(skip, 0):])
@@ -101,47 +106,89 @@ func (w *follower) hash(p []byte) {
 	w.done += int64(len(p))
 }
 
-// follow says that the file has size bytes, and has a goroutine read what add was
-// not given.
+// follow says that the file has size bytes, and has a goroutine read what nobody
+// gives it.
 func (w *follower) follow(size int64) {
 	if w.running != nil && size < w.told+followStep {
 		return
 	}
 	w.told = size
 	w.mu.Lock()
-	w.target = size
+	w.target = max(w.target, size)
 	w.mu.Unlock()
-	w.more.Signal()
-	if w.running == nil {
-		w.running = make(chan struct{})
-		go w.run()
+	w.changed.Broadcast()
+	w.run()
+}
+
+// give hands over a buffer when the transfer is done with it; it goes back to
+// copyBuffers when it is hashed.
+func (w *follower) give(b hashBlock) {
+	w.run()
+	w.mu.Lock()
+	for len(w.blocks) >= maxBlocks {
+		w.changed.Wait()
 	}
+	w.blocks = append(w.blocks, b)
+	w.target = max(w.target, b.at+int64(b.n))
+	w.told = w.target
+	w.mu.Unlock()
+	w.changed.Broadcast()
 }
 
 func (w *follower) run() {
+	if w.running == nil {
+		w.running = make(chan struct{})
+		go w.loop()
+	}
+}
+
+func (w *follower) loop() {
 	defer close(w.running)
-	bp := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(bp)
 	for {
 		w.mu.Lock()
-		for w.target == w.done && !w.ended {
-			w.more.Wait()
+		for w.target <= w.done && !w.ended && len(w.blocks) == 0 {
+			w.changed.Wait()
 		}
 		target, ended := w.target, w.ended
+		var block hashBlock
+		if len(w.blocks) > 0 {
+			if block = w.blocks[0]; block.at <= w.done {
+				w.blocks = append(w.blocks[:0], w.blocks[1:]...)
+			} else {
+				target, block.buf = block.at, nil // what lies before it comes first
+			}
+		}
 		w.mu.Unlock()
-		if target <= w.done && ended || w.err != nil {
+		w.changed.Broadcast()
+		switch {
+		case block.buf != nil:
+			if w.err == nil {
+				w.add((*block.buf)[block.skip:][:block.n])
+			}
+			copyBuffers.Put(block.buf)
+		case ended && (target <= w.done || w.err != nil):
 			return
-		}
-		n, err := w.file.ReadAt((*bp)[:min(target-w.done, copyBuffer)], w.done)
-		w.hash((*bp)[:n])
-		if err == io.EOF && w.done < target {
-			err = errChanged
-		}
-		if err != nil && err != io.EOF {
-			w.err = err
-			return
+		case w.err == nil:
+			w.err = w.read(target)
+		default: // nothing is hashed any more, but buffers are taken
+			w.done = target
 		}
 	}
+}
+
+// read hashes the next piece of the file up to target.
+func (w *follower) read(target int64) error {
+	bp := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(bp)
+	n, err := w.file.ReadAt((*bp)[:min(target-w.done, copyBuffer)], w.done)
+	w.add((*bp)[:n])
+	if err == io.EOF {
+		err = nil
+		if w.done < target {
+			err = errChanged
+		}
+	}
+	return err
 }
 
 // finish waits until size bytes are hashed.
@@ -166,7 +213,7 @@ func (w *follower) end(size int64) {
 	w.mu.Lock()
 	w.target, w.ended = size, true
 	w.mu.Unlock()
-	w.more.Signal()
+	w.changed.Broadcast()
 	<-w.running
 }
 
@@ -445,14 +492,28 @@ func (in *incoming) data() error {
 	return nil
 }
 
+// write puts p behind what was written, and has it hashed.
 func (in *incoming) write(p []byte) error {
+	at := in.u.size
+	if err := in.store(p); err != nil {
+		return err
+	}
+	if in.sum.running == nil && at == in.sum.done && max(in.size, in.u.size) < followFrom {
+		in.sum.add(p)
+	} else {
+		in.sum.follow(in.u.size)
+	}
+	return nil
+}
+
+// store puts p behind what was written.
+func (in *incoming) store(p []byte) error {
 	if err := in.tooMuch(len(p)); err != nil {
 		return err
 	}
 	for len(p) > 0 {
 		n, err := in.u.Write(p[:in.x.chunk(int64(len(p)))])
 		in.x.progress(int64(n))
-		in.hashed(p[:n])
 		if err != nil {
 			return err
 		}
@@ -474,21 +535,16 @@ func (in *incoming) tooMuch(n int) error {
 	return nil
 }
 
-// hashed says that p was written: the small are hashed at once, the large from
-// behind.
-func (in *incoming) hashed(p []byte) {
-	if in.sum.running != nil || max(in.size, in.u.size) >= followFrom {
-		in.sum.follow(in.u.size)
-		return
-	}
-	in.sum.add(p)
-}
-
 // copy takes payload by way of a buffer: as much as comes in one go.
 func (in *incoming) copy() error {
 	f := in.s.fr.in
 	bp := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(bp)
+	given := false
+	defer func() {
+		if !given {
+			copyBuffers.Put(bp)
+		}
+	}()
 	buf := (*bp)[:min(int64(f.left), in.x.chunk(copyBuffer))]
 	n := 0
 	var err error
@@ -505,8 +561,17 @@ func (in *incoming) copy() error {
 		}
 	}
 	f.passed(n)
-	if werr := in.write(buf[:n]); werr != nil {
+	at := in.u.size
+	if werr := in.store(buf[:n]); werr != nil {
 		return werr
+	}
+	switch {
+	case n == 0:
+	case in.sum.running != nil || max(in.size, in.u.size) >= followFrom:
+		in.sum.give(hashBlock{buf: bp, n: n, at: at})
+		given = true
+	default:
+		in.sum.add(buf[:n])
 	}
 	return in.broken(err)
 }
@@ -758,7 +823,7 @@ func (o *outgoing) small() ([]byte, error) {
 
 // send sends all of it and returns its digest: the one that is known, or the one
 // that a follower computes beside it.
-func (o *outgoing) send(e *entry, p string) ([]byte, error) {
+func (o *outgoing) send(e *entry, p string) (sum []byte, err error) {
 	whole := o.at == 0 && o.end == e.size
 	if whole {
 		if sum := keptDigest(int(o.f.Fd()), e); sum != nil {
@@ -767,18 +832,17 @@ func (o *outgoing) send(e *entry, p string) ([]byte, error) {
 	}
 	w := newFollower(o.f, o.at)
 	defer w.stop()
-	var inline *follower
 	end := o.end
-	if end-o.at >= followFrom {
-		w.follow(end)
+	if _, tcp := o.s.conn.(*net.TCPConn); tcp && end-o.at >= followFrom {
+		w.follow(end) // what leaves by sendfile comes by no buffer
+		err = o.move(nil)
 	} else {
-		inline = w
+		err = o.copy(w)
 	}
-	if err := o.move(inline); err != nil {
+	if err != nil {
 		return nil, err
 	}
-	sum, err := w.finish(end)
-	if err != nil {
+	if sum, err = w.finish(end); err != nil {
 		return nil, err
 	}
 	if whole {
@@ -791,7 +855,7 @@ func (o *outgoing) send(e *entry, p string) ([]byte, error) {
 }
 
 func (o *outgoing) move(w *follower) error {
-	if tcp, ok := o.s.conn.(*net.TCPConn); ok && w == nil {
+	if tcp, ok := o.s.conn.(*net.TCPConn); ok {
 		return o.sendfile(tcp)
 	}
 	return o.copy(w)
@@ -902,32 +966,29 @@ func (s *session) flushMore(tcp *net.TCPConn) error {
 	return err
 }
 
-// copy is D frames by way of a buffer: under TLS and on unix sockets.
+// copy is D frames by way of a buffer: under TLS and on unix sockets, and where
+// there is not much. w, if not nil, hashes what the buffers hold.
 func (o *outgoing) copy(w *follower) error {
-	bp := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(bp)
 	most := int64(copyBuffer - frameHeader)
+	large := o.end-o.at >= followFrom
 	for o.at < o.end {
 		if err := o.x.cancelled(); err != nil {
 			return err
 		}
 		n := int(o.x.chunk(min(o.end-o.at, most)))
-		frame := (*bp)[:frameHeader+n]
-		if m, err := o.f.ReadAt(frame[frameHeader:], o.at); m < n {
-			if err == io.EOF {
-				err = errChanged
-			}
-			return err
-		}
-		if w != nil {
-			w.add(frame[frameHeader:])
-		}
-		appendHeader(frame[:0], frameData, n)
-		if err := o.x.allow(int64(n)); err != nil {
-			return err
-		}
+		bp := copyBuffers.Get().(*[]byte)
 		began := time.Now()
-		if err := o.s.writeFrame(frame, o.x.timeout); err != nil {
+		err := o.copyFrame((*bp)[:frameHeader+n])
+		switch {
+		case err != nil || w == nil:
+			copyBuffers.Put(bp)
+		case large:
+			w.give(hashBlock{buf: bp, skip: frameHeader, n: n, at: o.at})
+		default:
+			w.add((*bp)[frameHeader:][:n])
+			copyBuffers.Put(bp)
+		}
+		if err != nil {
 			return err
 		}
 		if time.Since(began) > slowAfter {
@@ -937,6 +998,22 @@ func (o *outgoing) copy(w *follower) error {
 		o.x.progress(int64(n))
 	}
 	return nil
+}
+
+// copyFrame fills a frame from the file and sends it.
+func (o *outgoing) copyFrame(frame []byte) error {
+	n := len(frame) - frameHeader
+	if m, err := o.f.ReadAt(frame[frameHeader:], o.at); m < n {
+		if err == io.EOF {
+			err = errChanged
+		}
+		return err
+	}
+	appendHeader(frame[:0], frameData, n)
+	if err := o.x.allow(int64(n)); err != nil {
+		return err
+	}
+	return o.s.writeFrame(frame, o.x.timeout)
 }
 
 // writeFrame sends a frame that is too large to be queued, behind what is.
