@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/time/rate"
 )
@@ -77,7 +78,12 @@ func newMessage(n uint64, from, text string) message {
 	if len(text) > maxSaid {
 		text = text[:maxSaid]
 	}
-	return message{n, time.Now(), from, string(appendShown(nil, strings.ToValidUTF8(text, "?")))}
+	return message{n, time.Now(), from, strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))}
 }
 
 // queue gives l a message; c.mu is held.
@@ -94,6 +100,7 @@ func (c *chat) queue(l *listener, m message) {
 
 // deliver sends what l has to hear until there is nothing left.
 func (c *chat) deliver(l *listener) {
+	defer l.s.guard(l.s.kill)
 	for {
 		c.mu.Lock()
 		queue, lost := l.queue, l.lost
@@ -172,6 +179,10 @@ func (s *session) say(text string) bool {
 // siteSAY tells everybody, or, without text, what was said since it was last
 // asked: over FTP nothing can be sent that no command asked for.
 func (s *session) siteSAY(arg string) error {
+	if len(arg) > maxSaid {
+		s.reply(codeBadArgument, fmt.Sprintf("A message has at most %d bytes.", maxSaid))
+		return nil
+	}
 	if arg != "" {
 		if s.say(arg) {
 			s.reply(codeOK, "Said.")
@@ -333,10 +344,9 @@ func (s *session) doReload(*request) error {
 }
 
 func (s *session) doDrain(*request) error {
-	select {
-	case s.srv.signals <- syscall.SIGTERM:
+	if s.srv.drainOnce() { // a second signal would end it at once
 		s.srv.log.Info("drain requested", "session", s.id)
-	default: // it is at it
+		s.srv.signals <- syscall.SIGTERM
 	}
 	s.reply(codeOK, "Draining.")
 	return nil

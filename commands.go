@@ -72,7 +72,7 @@ func (c commandConfig) argv(name string, list []string, named map[string]string)
 	usage = "Usage: " + name + strings.TrimPrefix(usage, "Usage: "+strings.ToUpper(name))
 	if named == nil {
 		if len(list) != len(holes) {
-			return nil, refuse(codeBadArgument, "arguments", "%s takes %d arguments. %s", name, len(holes), usage)
+			return nil, refuse(codeBadArgument, "arguments", "The number of arguments is %d and not %d. %s", len(holes), len(list), usage)
 		}
 		named = map[string]string{}
 		for i, hole := range holes {
@@ -262,9 +262,11 @@ func sandboxState(e execConfig) string {
 	lacks := ""
 	switch {
 	case abi < landlockTruncate:
-		lacks = "; below ABI 3 they can cut files short that they may not write"
+		lacks = "; below ABI 3 commands can cut files short that they may not write"
 	case abi < landlockScopes:
-		lacks = "; below ABI 6 they can send signals to processes of their own uid"
+		lacks = "; below ABI 6 commands can send signals to processes of their own uid"
+	case abi < landlockUnix:
+		lacks = "; below ABI 9 commands can connect to any unix socket that their uid may"
 	}
 	return fmt.Sprintf("Landlock ABI %d%s", abi, lacks)
 }
@@ -311,7 +313,7 @@ func (s *session) runJob(x *transfer, j *job, io programIO) programResult {
 	result := s.reasonOf(x, r)
 	s.srv.metrics.commandRun(j.name, result, r.took)
 	attrs := []any{"session", s.id, "user", s.user.Name, "addr", s.addrText(), "proto", s.proto, "command", j.name,
-		"args", strings.Join(j.args, " "), "dir", s.cwd, "tty", j.program.TTY != nil, "dur", r.took.Round(time.Microsecond), "reason", result,
+		"args", shortened(strings.Join(j.args, " ")), "dir", s.cwd, "tty", j.program.TTY != nil, "dur", r.took.Round(time.Microsecond), "reason", result,
 		"exit", r.exit, "bytes", r.out, "cpu", r.cpu}
 	if r.signal != 0 {
 		attrs = append(attrs, "signal", signalName(r.signal))
@@ -369,8 +371,8 @@ type commandRun struct {
 }
 
 func (c *commandRun) data(p []byte) {
-	if c.stdin == nil {
-		return // whoever wants stdin says so
+	if c.stdin == nil || c.stdin.ended {
+		return // whoever wants stdin says so, and what comes behind its end means nothing
 	}
 	for len(p) > 0 {
 		piece := bytes.Clone(p[:min(len(p), stdinPiece)])
@@ -543,11 +545,7 @@ func (s *session) execFramed(j *job) error {
 	// the command waits. Once it is to end, what is left of its output has a time.
 	soon := func(time.Time) error { return s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) }
 	x.unblock = soon
-	in := &commandRun{control: make(chan programControl, 1), over: make(chan struct{}), look: func() {
-		if hungUp(s.bare) {
-			s.lost(x, io.ErrUnexpectedEOF)
-		}
-	}}
+	in := &commandRun{control: make(chan programControl, 1), over: make(chan struct{}), look: func() { s.gone(x) }}
 	p := programIO{control: in.control}
 	if j.program.Stdin {
 		in.stdin = newStdinQueue()

@@ -34,6 +34,9 @@ const (
 	// that it is there, as long as NAT gateways remember a connection (RFC 5382
 	// demands far more, but many keep less).
 	quietPing = 30 * time.Second
+	// stuckPing is the same while nobody reads the connection, where an answer is
+	// the only way to hear of its end: well within exec.kill_after.
+	stuckPing = 2 * time.Second
 	// goneLook is how often a connection that cannot be read, because what was sent
 	// is not wanted yet, is asked whether its other end is still there.
 	goneLook = 500 * time.Millisecond
@@ -200,25 +203,21 @@ func (s *session) serveFrame() error {
 	}
 	in := s.fr.in
 	switch t {
-	case frameRequest:
+	case frameRequest, framePing:
 		if s.user == nil && in.left > maxStranger {
-			return s.violated(&protocolError{codeBadArgument, "request_too_long", fmt.Sprintf("A request of %d bytes before login: at most %d are allowed.", in.left, maxStranger)})
+			return s.violated(&protocolError{codeUnknown, "frame_too_long", fmt.Sprintf("A frame of %d bytes before login: at most %d are allowed.", in.left, maxStranger)})
 		}
 		payload, err := s.wholePayload()
 		if err != nil {
 			return err
 		}
-		return s.violated(s.handleRequest(payload))
-	case framePing:
-		if in.left == 0 && s.fr.pinged.Load() > 0 {
-			s.fr.pinged.Add(-1) // the answer to one of the server's
+		if t == framePing {
 			s.idleAt = s.idleDeadline()
-			return nil
+			return s.echoPing(payload)
 		}
-		return s.echoPing(in.left)
+		return s.violated(s.handleRequest(payload))
 	case frameCancel:
-		_, err := s.wholePayload() // what it was to cancel is done
-		return err
+		return s.skipPayload() // what it was to cancel is done
 	case frameData, frameEnd, frameSignal, frameWindow:
 		if !strings.ContainsRune(s.fr.late, rune(t)) {
 			return s.violated(misplaced(t))
@@ -275,8 +274,8 @@ func (s *session) wholePayload() ([]byte, error) {
 	}
 }
 
-// waitPayload waits for more of a frame that has begun; nobody may take longer
-// over one than over logging in or doing nothing.
+// waitPayload waits for more of a frame that has begun. Nobody may take longer over
+// one than over doing nothing, and nothing runs meanwhile: a drain need not wait.
 func (s *session) waitPayload() error {
 	if err := s.flush(); err != nil {
 		return err
@@ -284,8 +283,14 @@ func (s *session) waitPayload() error {
 	if s.eof != nil {
 		return s.eof
 	}
-	s.conn.SetReadDeadline(s.idleDeadline())
+	s.conn.SetReadDeadline(s.idleAt)
+	if !s.setIdle(true) {
+		return errDrain
+	}
 	n, err := s.conn.Read(s.fr.in.space())
+	if !s.setIdle(false) {
+		return errDrain
+	}
 	if n > 0 {
 		s.fr.in.got(n)
 		return nil
@@ -305,41 +310,13 @@ func (s *session) skipPayload() error {
 	return nil
 }
 
-// echoPing answers a ping of n bytes as they come, so that nothing has to hold
-// them.
-func (s *session) echoPing(n int) error {
-	if err := s.flush(); err != nil {
-		return err
+// echoPing answers a ping, unless it is itself the answer to one of the server's.
+func (s *session) echoPing(payload []byte) error {
+	if len(payload) == 0 && s.fr.pinged.Load() > 0 {
+		s.fr.pinged.Add(-1)
+		return nil
 	}
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	if s.out == nil {
-		s.out = (*outBuffers.Get().(*[]byte))[:0]
-	}
-	s.out = appendHeader(s.out, framePing, n)
-	s.fr.sent = time.Now()
-	for s.fr.in.left > 0 {
-		p := s.fr.in.take(outFlush)
-		if len(p) == 0 {
-			s.conn.SetReadDeadline(s.idleDeadline())
-			m, err := s.conn.Read(s.fr.in.space())
-			if m == 0 {
-				s.outErr = err // half a frame is out
-				return err
-			}
-			s.fr.in.got(m)
-			continue
-		}
-		s.out = append(s.out, p...)
-		if len(s.out) >= outFlush {
-			if err := s.flushLocked(); err != nil {
-				return err
-			}
-			s.out = (*outBuffers.Get().(*[]byte))[:0]
-		}
-	}
-	s.idleAt = s.idleDeadline()
-	return nil
+	return s.frame(framePing, payload)
 }
 
 // --- while a request runs ---
@@ -388,12 +365,8 @@ func (s *session) watchFrames(x *transfer) {
 			s.mu.Unlock()
 			x.cancel(errAborted)
 		case framePing:
-			if len(payload) == 0 && s.fr.pinged.Load() > 0 {
-				s.fr.pinged.Add(-1)
-			} else {
-				s.frame(framePing, payload)
-				s.flush()
-			}
+			s.echoPing(payload)
+			s.flush()
 			in.drop(payload)
 		case frameRequest:
 			s.fr.waiting++
@@ -500,7 +473,7 @@ func (s *session) readAhead(x *transfer) bool {
 			return true
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			s.pingQuiet()
+			s.pingQuiet(quietPing)
 			continue
 		}
 		s.lost(x, err)
@@ -517,13 +490,15 @@ func (s *session) lost(x *transfer, err error) {
 	}
 }
 
-// pingQuiet keeps a quiet connection alive.
-func (s *session) pingQuiet() {
+// pingQuiet keeps a connection alive on which nothing was sent for so long. It is
+// also how one is found out whose other end has gone behind data that nobody has
+// read: what is sent there comes back as a reset.
+func (s *session) pingQuiet(quiet time.Duration) {
 	if !s.wmu.TryLock() {
 		return // something is being sent
 	}
 	defer s.wmu.Unlock()
-	if time.Since(s.fr.sent) < quietPing {
+	if time.Since(s.fr.sent) < quiet {
 		return
 	}
 	if s.frameLocked(framePing, nil) == nil {
@@ -544,8 +519,7 @@ func (s *session) untilGone(x *transfer) {
 		if stopping {
 			return
 		}
-		if hungUp(s.bare) {
-			s.lost(x, io.ErrUnexpectedEOF)
+		if s.gone(x) {
 			return
 		}
 		select {
@@ -554,6 +528,17 @@ func (s *session) untilGone(x *transfer) {
 			return
 		}
 	}
+}
+
+// gone asks the kernel, and the other end, whether the client of a request is still
+// there although nobody reads what he sends.
+func (s *session) gone(x *transfer) bool {
+	s.pingQuiet(stuckPing)
+	if !hungUp(s.bare) {
+		return false
+	}
+	s.lost(x, io.ErrUnexpectedEOF)
+	return true
 }
 
 // --- requests ---
@@ -606,6 +591,10 @@ func parseRequest(payload []byte) (q request, bad string, err error) {
 	dec := json.NewDecoder(bytes.NewReader(payload))
 	dec.DisallowUnknownFields()
 	err = dec.Decode(&q)
+	if len(q.ID) > maxID {
+		q.ID = nil
+		return q, fmt.Sprintf("An id may have %d bytes.", maxID), nil
+	}
 	var kind *json.UnmarshalTypeError
 	switch {
 	case err == nil:
@@ -623,10 +612,6 @@ func parseRequest(payload []byte) (q request, bad string, err error) {
 		return q, "Fields that end in _bytes are base64.", nil
 	default:
 		return q, "", &protocolError{codeBadArgument, "bad_json", "The request is not JSON: " + strings.TrimPrefix(err.Error(), "json: ") + "."}
-	}
-	if len(q.ID) > maxID {
-		q.ID = nil
-		return q, fmt.Sprintf("An id may have %d bytes.", maxID), nil
 	}
 	return q, "", nil
 }

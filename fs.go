@@ -747,6 +747,13 @@ func utimens(f *os.File, ts unix.Timespec) error {
 // limited is false.
 func (j *jail) left() (n int64, limited bool) { return j.balance.left(j.key.quota) }
 
+// isTop tells whether p is the top of the home or of a share, which nobody can
+// remove.
+func (j *jail) isTop(p string) bool {
+	_, rel := j.locate(p)
+	return rel == "."
+}
+
 // diskPath is where the operator finds p, if no link leads elsewhere.
 func (j *jail) diskPath(p string) string {
 	t, rel := j.locate(p)

@@ -139,7 +139,7 @@ type hookSinks struct {
 	// launch runs a command: (*launcher).run.
 	launch func(context.Context, program, programIO) programResult
 	// sandbox is what a command may reach for this user; nil: it has no sandbox.
-	sandbox func(user string) *sandbox
+	sandbox func(user, command string) *sandbox
 	// ran counts one try of a command that the configuration has, by its result.
 	ran func(command, result string, took time.Duration)
 	// after is told that a command of this user has worked in his home.
@@ -572,7 +572,7 @@ func (q *hookQueue) handle(ctx context.Context, l *hookLane, e *hookEntry) {
 	tail := &tailBuffer{max: hookOutputMax}
 	r := q.sinks.launch(ctx, program{
 		Argv: rawTexts(cmd.Run), Env: rawTexts(ev.environment()), Root: rawText(ev.Dir), Dir: ".",
-		Sandbox: q.sinks.sandbox(ev.User),
+		Sandbox: q.sinks.sandbox(ev.User, ev.Command),
 		Timeout: cmp.Or(cmd.Timeout, cfg.Exec.Timeout).std(), Grace: programGrace,
 		Output: int64(cfg.Exec.Output),
 	}, programIO{output: func(_ byte, p []byte) error {

@@ -55,7 +55,7 @@ func newHookBench(t *testing.T, dir string) *hookBench {
 	var err error
 	b.hookQueue, err = newHookQueue(dir, func() *config { return b.cfg }, slog.New(slog.NewTextHandler(b.log, nil)), hookSinks{
 		launch:  newLauncher(slog.New(slog.DiscardHandler), false).run,
-		sandbox: func(string) *sandbox { return nil },
+		sandbox: func(string, string) *sandbox { return nil },
 		after:   func(string) {},
 		ran: func(command, result string, _ time.Duration) {
 			b.mu.Lock()

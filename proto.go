@@ -201,6 +201,8 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 		return codeAborted, "client_gone", "The control connection ended before the transfer did."
 	case errors.Is(err, errCutShort):
 		return codeAborted, "cut_short", "The data connection ended without TLS close_notify, so the file may be cut short; what arrived is kept to be resumed."
+	case errors.Is(err, errTooDeep):
+		return codeBadName, "too_deep", fmt.Sprintf("Directories lie more than %d deep in each other there; go into one of them first.", maxDepth)
 	case errors.Is(err, errBomb):
 		return codeQuota, "bomb", "The compressed data grows beyond all measure; send it with MODE S."
 	case errors.Is(err, errChanged):
@@ -413,7 +415,18 @@ func (s *session) idleDeadline() time.Time {
 
 // refused logs what a user was not allowed to do.
 func (s *session) refused(verb, arg string) {
+	arg = shortened(arg)
 	s.srv.log.Info("refused", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", verb, "path", arg)
+}
+
+// maxLogged bounds what a client can have written into one line of the log.
+const maxLogged = 1 << 10
+
+func shortened(text string) string {
+	if len(text) > maxLogged {
+		return text[:maxLogged] + "…"
+	}
+	return text
 }
 
 // unknown answers a verb that is not in the table. A browser or a web attack

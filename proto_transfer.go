@@ -667,10 +667,8 @@ func (s *session) settle(p string, u *upload, x *transfer, started time.Time, er
 	case errors.As(err, new(*quotaError)):
 		s.srv.metrics.quotaRejected(s.user.Name)
 		u.refuse()
-	case noRoom(err):
+	case noRoom(err), errors.Is(err, errDigest):
 		u.refuse()
-	case errors.Is(err, errDigest):
-		u.discard()
 	}
 	s.recordTransfer(p, "upload", x, started, err, u.sum)
 	u.interrupt()

@@ -209,6 +209,7 @@ func TestProtocolLimits(t *testing.T) {
 		"one argument of a command":                      bytesOf(maxArgument) + " bytes",
 		"all arguments of a command, or a command line":  bytesOf(maxArguments) + " bytes",
 		"stdin held for a command that does not read it": bytesOf(stdinAhead) + " bytes",
+		"`text` of `echo` and `upper`, as it goes back":  bytesOf(maxEcho) + " bytes",
 		"message":                                bytesOf(maxSaid) + " bytes",
 		"messages at once":                       bytesOf(sayBurst),
 		"then one message in":                    fmt.Sprintf("%d milliseconds", sayEvery.Milliseconds()),
@@ -237,6 +238,8 @@ func TestProtocolLimits(t *testing.T) {
 		"`login`":                  {bytesOf(maxStranger) + " bytes"},
 		"`list`":                   {fmt.Sprintf("%d directories", maxDepth), bytesOf(sortBound) + " names"},
 		"`exec`":                   {fmt.Sprintf("`%d`", defaultRows), fmt.Sprintf("`%d`", defaultCols)},
+		"`echo`":                   {bytesOf(maxEcho) + " bytes"},
+		"`upper`":                  {bytesOf(maxEcho) + " bytes"},
 		"`say`":                    {bytesOf(maxSaid) + " bytes", fmt.Sprintf("%d at once, then one in %d", sayBurst, sayEvery.Milliseconds())},
 		"`listen`":                 {fmt.Sprintf("%d wait", chatKept)},
 	} {
@@ -334,7 +337,14 @@ func sourceReasons(t *testing.T) map[string]map[string]bool {
 						add(word, code)
 					}
 				case *ast.CallExpr:
-					if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "refuse" {
+					name := ""
+					switch fun := n.Fun.(type) {
+					case *ast.Ident:
+						name = fun.Name
+					case *ast.SelectorExpr:
+						name = fun.Sel.Name
+					}
+					if (name == "refuse" || name == "replyReason") && len(n.Args) >= 3 {
 						add(n.Args[1], n.Args[0])
 					}
 				case *ast.AssignStmt:

@@ -22,9 +22,9 @@ import (
 )
 
 const (
-	// maxDepth bounds how deep a recursive request goes: PATH_MAX has room for
-	// twice that, and each level holds a directory open.
-	maxDepth = 512
+	// maxDepth bounds how deep a recursive request goes: each level holds a directory
+	// open, and no tree that people make is half as deep.
+	maxDepth = 100
 	// smallGet is the largest file that travels through the queue of answers, so
 	// that many of them leave with one write.
 	smallGet = 16 << 10
@@ -297,17 +297,18 @@ func appendFields(b []byte, name string, e *entry) []byte {
 	b = strconv.AppendInt(b, e.size, 10)
 	b = append(b, `,"mtime":"`...)
 	b = e.mtime().UTC().AppendFormat(b, time.RFC3339Nano)
-	b = append(b, `","mode":"0`...)
-	if special := e.mode >> 9 & 7; special != 0 {
-		b = append(b, byte('0'+special))
-	}
-	b = append(b, byte('0'+e.mode>>6&7), byte('0'+e.mode>>3&7), byte('0'+e.mode&7), '"')
+	b = append(b, `","mode":"`...)
+	b = append(b, modeText(e.mode)...)
+	b = append(b, '"')
 	if e.link != "" {
 		b = append(b, `,"target":`...)
 		b = appendJSONString(b, e.link)
 	}
 	return b
 }
+
+// modeText is a mode as all answers tell it: four digits.
+func modeText(mode uint32) string { return fmt.Sprintf("%04o", mode&0o7777) }
 
 // appendJSONString is name as a JSON string. Most names need no thought.
 func appendJSONString(b []byte, name string) []byte {
@@ -368,7 +369,6 @@ func (s *session) doList(q *request) error {
 	if err != nil {
 		return s.fail(err)
 	}
-	defer d.close()
 	return s.lines(func(w io.Writer) error { return s.listDir(w, d, p, "", q.Recursive, 0) })
 }
 
@@ -402,6 +402,7 @@ func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive
 	err := writeListing(w, d, true, nil, func(b []byte, e *entry) []byte {
 		return append(append(appendFields(append(b, '{'), prefix+e.name, e), '}'), '\n')
 	})
+	d.close() // the second reading opens its own
 	if err != nil || !recursive {
 		return err
 	}
@@ -410,21 +411,25 @@ func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive
 		if err != nil {
 			return nil // removed meanwhile, or not to be read: its own line has told of it
 		}
-		defer sub.close()
 		return s.listDir(w, sub, path.Join(p, name), prefix+name+"/", true, depth+1)
 	})
 }
 
 // below calls fn for each directory in p.
 func (s *session) below(p string, depth int, fn func(name string) error) error {
-	if depth >= maxDepth {
-		return nil
-	}
 	d, err := s.jail.openDir(p)
 	if err != nil {
 		return nil
 	}
 	defer d.close()
+	if depth >= maxDepth {
+		return d.each(true, func(e *entry) error {
+			if e.isDir() {
+				return errTooDeep
+			}
+			return nil
+		})
+	}
 	return d.each(true, func(e *entry) error {
 		if !e.isDir() {
 			return nil
@@ -466,7 +471,7 @@ func (s *session) doStat(q *request) error {
 		return s.fail(err)
 	}
 	a := &statAnswer{answer: answer{Code: codeFileStatus, Text: "Here it is."}, Name: path.Base(p), NameBytes: rawName(path.Base(p)),
-		Size: e.size, MTime: e.mtime().UTC().Format(time.RFC3339Nano), Mode: fmt.Sprintf("%#o", e.mode&0o7777), Type: "other"}
+		Size: e.size, MTime: e.mtime().UTC().Format(time.RFC3339Nano), Mode: modeText(e.mode), Type: "other"}
 	switch {
 	case e.isDir():
 		a.Type = "dir"
@@ -615,6 +620,8 @@ func (s *session) doRemove(q *request) error {
 		e, err := s.jail.lstat(p)
 		switch {
 		case err != nil:
+		case s.jail.isTop(p):
+			err = errShareRoot // before anything below it goes
 		case !e.isDir():
 			err = s.jail.remove(p)
 		case q.Recursive:
@@ -628,11 +635,14 @@ func (s *session) doRemove(q *request) error {
 	})
 }
 
+// errTooDeep ends a recursive request that would hold too many directories open.
+var errTooDeep = errors.New("directories lie too deep in each other")
+
 // removeTree removes a directory and all below it that can be seen. What was
 // removed before an error, or before it was cancelled, stays so.
 func (s *session) removeTree(x *transfer, p string, depth int) error {
-	if depth >= maxDepth {
-		return unix.ENAMETOOLONG
+	if depth > maxDepth {
+		return errTooDeep
 	}
 	d, err := s.jail.openDir(p)
 	if err != nil {

@@ -67,6 +67,7 @@ type follower struct {
 	start int64
 	done  int64 // hashed up to here; the goroutine's own while there is one
 	told  int64 // what follow has made known
+	guard func(end func())
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -88,8 +89,8 @@ type hashBlock struct {
 // maxBlocks is how many buffers wait to be hashed: one that is, and one to follow.
 const maxBlocks = 2
 
-func newFollower(f *os.File, from int64) *follower {
-	w := &follower{file: f, sum: sha256.New(), done: from, told: from}
+func newFollower(f *os.File, from int64, guard func(end func())) *follower {
+	w := &follower{file: f, guard: guard, sum: sha256.New(), done: from, told: from}
 	w.changed.L = &w.mu
 	return w
 }
@@ -144,6 +145,7 @@ func (w *follower) run() {
 
 func (w *follower) loop() {
 	defer close(w.running)
+	defer w.guard(func() { w.err = errors.New("panic while hashing") })
 	for {
 		w.mu.Lock()
 		for w.target <= w.done && !w.ended && len(w.blocks) == 0 {
@@ -271,7 +273,9 @@ func (s *session) doPut(q *request) error {
 		}
 		defer u.interrupt() // of no effect after commit
 		if q.Append && in.size >= 0 {
-			in.size += u.start
+			if in.size += u.start; in.size < 0 {
+				return s.badField("size is more than any file can have.")
+			}
 		}
 		if in.size >= 0 && in.size < u.start {
 			return s.badField("size is %d, less than the %d bytes that are there.", in.size, u.start)
@@ -373,7 +377,7 @@ func (in *incoming) receive() error {
 	if err := in.u.copyPrefix(in.x.cancelled); err != nil {
 		return err
 	}
-	in.sum = newFollower(in.u.file, 0)
+	in.sum = newFollower(in.u.file, 0, s.guard)
 	if in.u.start > 0 {
 		in.sum.splitAt(in.u.start)
 		in.sum.follow(in.u.start)
@@ -396,11 +400,11 @@ func (in *incoming) receive() error {
 			}
 			return errAborted
 		case framePing:
-			if s.fr.in.left == 0 && s.fr.pinged.Load() > 0 {
-				s.fr.pinged.Add(-1)
-				continue
+			payload, err := in.whole()
+			if err != nil {
+				return err
 			}
-			if err := s.echoPing(s.fr.in.left); err != nil {
+			if s.echoPing(payload) != nil {
 				return errControlGone
 			}
 		case frameRequest, frameSignal, frameWindow:
@@ -462,13 +466,12 @@ func (in *incoming) broken(err error) error {
 // data takes the payload of one D frame.
 func (in *incoming) data() error {
 	f := in.s.fr.in
-	for f.left > 0 && f.left <= wholeFrame {
-		if p, ok := f.whole(); ok {
-			return in.write(p)
-		}
-		if err := in.read(false); err != nil {
+	if f.left <= wholeFrame {
+		p, err := in.whole()
+		if err != nil {
 			return err
 		}
+		return in.write(p)
 	}
 	for f.left > 0 {
 		if p := f.take(copyBuffer); len(p) > 0 {
@@ -627,22 +630,27 @@ func (in *incoming) skip() error {
 	return nil
 }
 
+// whole is the open frame's payload, waited for.
+func (in *incoming) whole() ([]byte, error) {
+	for {
+		if p, ok := in.s.fr.in.whole(); ok {
+			return p, nil
+		}
+		if err := in.read(false); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // end reads F and tells whether all that was promised has come.
 func (in *incoming) end() error {
 	f := in.s.fr.in
 	if f.left > maxStranger {
 		return &protocolError{codeBadArgument, "bad_frame", fmt.Sprintf("A frame of type F with %d bytes: at most %d make sense.", f.left, maxStranger)}
 	}
-	var payload []byte
-	for {
-		p, ok := f.whole()
-		if ok {
-			payload = p
-			break
-		}
-		if err := in.read(false); err != nil {
-			return err
-		}
+	payload, err := in.whole()
+	if err != nil {
+		return err
 	}
 	var e endFrame
 	if len(bytes.TrimSpace(payload)) > 0 {
@@ -690,7 +698,7 @@ func (in *incoming) conclude(err error) error {
 		s.answer(&failure{answer: answer{Code: codeAborted, Reason: "size_mismatch", Text: fmt.Sprintf("%d bytes arrived, which is not the size that was announced; stat tells what is kept.", u.size)}, Have: &u.size})
 		return nil
 	case errors.Is(err, errDigest):
-		s.answer(&answer{Code: codeLocalError, Reason: "digest_mismatch", Text: "The SHA-256 of what arrived is not the one that was sent; nothing was changed and nothing kept. Send it again."})
+		s.answer(&answer{Code: codeLocalError, Reason: "digest_mismatch", Text: "The SHA-256 of what arrived is not the one that was sent; nothing was changed and nothing of it kept. Send it again."})
 		return nil
 	case err != nil:
 		return s.fail(err)
@@ -767,12 +775,12 @@ func (s *session) doGet(q *request) error {
 		if q.Size != nil {
 			n = min(n, *q.Size)
 		}
-		s.answer(&getAnswer{answer{Code: codeDataOpening, Text: "Here it comes."}, e.size, e.mtime().UTC().Format(time.RFC3339Nano), fmt.Sprintf("%#o", e.mode&0o7777), q.Offset})
+		s.answer(&getAnswer{answer{Code: codeDataOpening, Text: "Here it comes."}, e.size, e.mtime().UTC().Format(time.RFC3339Nano), modeText(e.mode), q.Offset})
 		s.srv.metrics.transferStarted("download")
 		x := s.framedTransfer(false, s.limiterFor(false))
 		out := &outgoing{s: s, x: x, f: f, at: q.Offset, end: q.Offset + n}
 		var sum []byte
-		if n <= smallGet {
+		if n <= smallGet && x.limit == nil {
 			sum, err = out.small()
 		} else {
 			_, err = s.watched(x, s.verb+" "+p, func() (err error) {
@@ -808,9 +816,6 @@ func (o *outgoing) small() ([]byte, error) {
 		}
 		return nil, err
 	}
-	if err := o.x.allow(int64(len(buf))); err != nil {
-		return nil, err
-	}
 	if len(buf) > 0 {
 		if err := o.s.frame(frameData, buf); err != nil {
 			return nil, err
@@ -830,7 +835,7 @@ func (o *outgoing) send(e *entry, p string) (sum []byte, err error) {
 			return sum, o.move(nil)
 		}
 	}
-	w := newFollower(o.f, o.at)
+	w := newFollower(o.f, o.at, o.s.guard)
 	defer w.stop()
 	end := o.end
 	if _, tcp := o.s.conn.(*net.TCPConn); tcp && end-o.at >= followFrom {

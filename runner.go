@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	// runnerListeners is the name of the runner's socket (FileDescriptorName=).
+	// runnerListener is the name of the runner's socket (FileDescriptorName=).
 	runnerListener = "runner"
 	// runnerDial is how long the daemon waits for the runner to take a command;
 	// systemd may have to start it first.

@@ -86,6 +86,7 @@ type server struct {
 	commands int // that run now
 	nextID   uint64
 	draining bool
+	toDrain  bool           // somebody has asked for it
 	running  sync.WaitGroup // sessions and serving loops
 	hooking  sync.WaitGroup // the on_upload queue
 }
@@ -228,7 +229,7 @@ func (s *server) tidy() {
 }
 
 // hookSandbox is what on_upload may reach for a user, by the configuration of now.
-func (s *server) hookSandbox(name string) *sandbox {
+func (s *server) hookSandbox(name, command string) *sandbox {
 	cfg := s.config()
 	if cfg.Exec.Sandbox == "off" {
 		return nil
@@ -237,7 +238,7 @@ func (s *server) hookSandbox(name string) *sandbox {
 	if u == nil { // removed since; what he left behind is still worked on, with nothing of his
 		return &sandbox{BestEffort: cfg.Exec.Sandbox == "best-effort", Read: rawTexts(cfg.Exec.Read), Write: rawTexts(cfg.Exec.Write)}
 	}
-	c := cfg.Commands[u.OnUpload]
+	c := cfg.Commands[command]
 	return userSandbox(cfg, u, slices.Concat(cfg.Exec.Read, c.Read), slices.Concat(cfg.Exec.Write, c.Write))
 }
 
@@ -350,9 +351,16 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 		c.kill()
 	}
 	s.mu.Unlock()
+	// A command has its own time to end, and none may outlive the daemon.
+	wait := 2 * closeTimeout
+	s.mu.Lock()
+	if s.commands > 0 {
+		wait += s.config().Exec.KillAfter.std() + programGone
+	}
+	s.mu.Unlock()
 	select {
 	case <-done:
-	case <-time.After(2 * closeTimeout):
+	case <-time.After(wait):
 		s.log.Warn("some sessions did not end in time")
 	}
 	s.mu.Lock()
@@ -570,6 +578,15 @@ func (s *server) ready() error {
 		return errors.New("draining")
 	}
 	return nil
+}
+
+// drainOnce is true for the first who asks for a drain.
+func (s *server) drainOnce() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := !s.draining && !s.toDrain
+	s.toDrain = true
+	return first
 }
 
 func (s *server) statusPage(w io.Writer) {

@@ -179,6 +179,16 @@ func (s *session) panicked(v any) {
 	s.finish("panic")
 }
 
+// guard is deferred in goroutines beside a session's own: a panic there is logged
+// and ends what end says, and not everybody's sessions.
+func (s *session) guard(end func()) {
+	if v := recover(); v != nil {
+		s.srv.log.Error("session panic", "session", s.id, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		s.srv.metrics.panics.Inc()
+		end()
+	}
+}
+
 // errParked: nothing to do, and the goroutine may go.
 var errParked = errors.New("parked")
 
@@ -451,7 +461,7 @@ func (s *session) misbehaved(weight int) error {
 	if s.abuse += weight; s.abuse < abuseLimit {
 		return nil
 	}
-	s.replyNow(codeClosing, "Too many lines that are no FTP commands, closing.")
+	s.replyNow(codeClosing, "Too many that mean nothing here, closing.")
 	return errAbuse
 }
 
@@ -459,8 +469,11 @@ func (s *session) misbehaved(weight int) error {
 func (s *session) finish(result string) {
 	s.setIdle(true)
 	s.arm.disarm()
-	if s.listener != nil {
-		s.srv.chat.listen(s.listener, false)
+	s.mu.Lock()
+	l := s.listener
+	s.mu.Unlock()
+	if l != nil {
+		s.srv.chat.listen(l, false)
 	}
 	s.logout()
 	s.dropInput()
@@ -536,13 +549,7 @@ func (s *session) startWatch(x *transfer) {
 	s.conn.SetReadDeadline(time.Time{})
 	s.mu.Unlock()
 	defer close(done)
-	defer func() {
-		if v := recover(); v != nil {
-			s.srv.log.Error("session panic", "session", s.id, "user", s.userName(), "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-			s.srv.metrics.panics.Inc()
-			x.cancel(errControlGone)
-		}
-	}()
+	defer s.guard(func() { x.cancel(errControlGone) })
 	if s.fr != nil {
 		s.watchFrames(x)
 	} else {
@@ -613,7 +620,7 @@ func (s *session) watch(x *transfer) {
 		}
 		if err != nil {
 			s.eof = err
-			if x.silence != nil && err == io.EOF && s.tls == nil {
+			if x.silence != nil && err == io.EOF {
 				s.untilReset(x)
 				return
 			}

@@ -617,8 +617,8 @@ func noRoom(err error) bool {
 	return errors.As(err, new(*quotaError)) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
 }
 
-// refuse ends an upload that there is no room for, and keeps nothing of it but
-// what was a partial before. Kept like other partials it would fill the quota or
+// refuse ends an upload that there is no room for, or that came out wrong, and keeps
+// nothing of it but what was a partial before. Kept like other partials it would fill the quota or
 // the disk to the brim, in the way of every upload that does fit, for the sake
 // of one that does not.
 func (u *upload) refuse() {
