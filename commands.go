@@ -271,6 +271,28 @@ func sandboxState(e execConfig) string {
 	return fmt.Sprintf("Landlock ABI %d%s", abi, lacks)
 }
 
+// openToCommands tells of what should be a secret and lies where every command may
+// read: a sandbox allows whole trees, and cannot take anything out of them.
+func openToCommands(cfg *config, us []*user) []string {
+	if cfg.Exec.Sandbox == "off" || !slices.ContainsFunc(us, func(u *user) bool { return u.Shell || len(u.Commands) > 0 || u.OnUpload != "" }) {
+		return nil
+	}
+	secrets := map[string]string{cfg.Server.UsersDir: "server.users_dir", cfg.Server.StateDir: "server.state_dir", cfg.TLS.Key: "tls.key"}
+	for _, u := range us {
+		secrets[u.Home] = "the home of " + u.Name
+	}
+	var notes []string
+	for _, path := range slices.Sorted(maps.Keys(secrets)) {
+		for _, tree := range slices.Concat(systemRun, systemRead, cfg.Exec.Read, cfg.Exec.Write) {
+			if rel, err := filepath.Rel(tree, path); err == nil && filepath.IsAbs(path) && rel != ".." && !strings.HasPrefix(rel, "../") {
+				notes = append(notes, fmt.Sprintf("every user's commands can read %s (%s), because they can read %s; keep it elsewhere", path, secrets[path], tree))
+				break
+			}
+		}
+	}
+	return notes
+}
+
 // --- how many at once ---
 
 // takeCommand counts a command in, or says why there is no place for it.

@@ -238,6 +238,9 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	if n == 1 {
 		users = "user"
 	}
+	for _, note := range openToCommands(cfg, us.all()) {
+		fmt.Fprintf(stdout, "note: %s\n", note)
+	}
 	fmt.Fprintf(stdout, "note: commands run with %s\n", sandboxState(cfg.Exec))
 	fmt.Fprintf(stdout, "%s: the configuration is good, with %d %s in %s\n", path, n, users, cfg.Server.UsersDir)
 	if n == 0 {

@@ -184,6 +184,21 @@ func TestCheckTellsOfRotationWithoutQuota(t *testing.T) {
 	}
 }
 
+// TestCheckTellsWhatCommandsCanRead: a home below a tree that every command may read is
+// open to all users' commands, which nobody expects.
+func TestCheckTellsWhatCommandsCanRead(t *testing.T) {
+	file, b := writeConfig(t, "commands.uptime.run = [\"/usr/bin/uptime\"]\n")
+	b.user(t, "ann", "home = \"/opt/files/ann\"\n")
+	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || strings.Contains(out, "commands can read") {
+		t.Errorf("nobody has commands: %d, %q", code, out)
+	}
+	b.user(t, "bob", "commands = [\"uptime\"]\n")
+	if code, out, _ := cli(t, "check", "--config", file); code != exitOK || strings.Count(out, "commands can read") != 1 ||
+		!strings.Contains(out, "commands can read /opt/files/ann (the home of ann), because they can read /opt;") {
+		t.Errorf("%d, %q", code, out)
+	}
+}
+
 func TestServeRefusesSocketsItCannotHave(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
