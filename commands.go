@@ -30,7 +30,7 @@ const (
 	// stdinAhead is how much of stdin is held for a command that does not read it,
 	// so that what a client sends behind it, as X, is seen.
 	stdinAhead = 256 << 10
-	stdinPiece = 32 << 10
+	stdinPiece = 32 << 10 // read at once, for the runner
 	// siteOutput bounds what SITE EXEC puts into one reply: FTP clients keep all of it.
 	siteOutput = 64 << 10
 	// runPath is where a user's commands look for programs.
@@ -397,26 +397,27 @@ func (c *commandRun) data(p []byte) {
 		return // whoever wants stdin says so, and what comes behind its end means nothing
 	}
 	for len(p) > 0 {
-		piece := bytes.Clone(p[:min(len(p), stdinPiece)])
-		p = p[len(piece):]
-		for sent := false; !sent; {
-			t := time.NewTimer(goneLook)
-			select {
-			case c.stdin.pieces <- piece:
-				sent = true
-			case <-c.stdin.closed:
-				sent = true // nobody reads it any more
-			case <-t.C:
-				c.look()
-			}
-			t.Stop()
+		n, over := c.stdin.put(p)
+		if over {
+			return // nobody reads it any more
 		}
+		if p = p[n:]; n > 0 {
+			continue
+		}
+		t := time.NewTimer(goneLook)
+		select {
+		case <-c.stdin.room:
+		case <-c.stdin.closed:
+		case <-t.C:
+			c.look()
+		}
+		t.Stop()
 	}
 }
 
 func (c *commandRun) end() {
 	if c.stdin != nil {
-		c.stdin.end()
+		c.stdin.finish()
 	}
 }
 
@@ -442,41 +443,84 @@ func (c *commandRun) send(p programControl) {
 	}
 }
 
-// stdinQueue is a command's stdin: pieces that have come and are not read yet.
+// stdinQueue is a command's stdin: what has come and is not read yet, at most
+// stdinAhead bytes. One goroutine fills it and one reads.
 type stdinQueue struct {
-	pieces chan []byte
-	ended  bool // by the goroutine that fills it
-	rest   []byte
+	ended  bool // by the one that fills it
 	once   sync.Once
 	closed chan struct{}
+	more   chan struct{} // there is something to read, or the end of it
+	room   chan struct{} // there is room again
+
+	mu   sync.Mutex // guards what follows
+	held []byte // from read on
+	read int
+	end  bool
 }
 
 func newStdinQueue() *stdinQueue {
-	return &stdinQueue{pieces: make(chan []byte, stdinAhead/stdinPiece), closed: make(chan struct{})}
+	return &stdinQueue{closed: make(chan struct{}), more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
 
-func (q *stdinQueue) end() {
-	if !q.ended {
-		q.ended = true
-		close(q.pieces)
+// put takes as much of p as there is room for. over tells that nobody will read it.
+func (q *stdinQueue) put(p []byte) (n int, over bool) {
+	select {
+	case <-q.closed:
+		return 0, true
+	default:
+	}
+	q.mu.Lock()
+	n = min(len(p), stdinAhead-(len(q.held)-q.read))
+	if len(q.held)+n > stdinAhead {
+		q.held = append(q.held[:0], q.held[q.read:]...)
+		q.read = 0
+	}
+	q.held = append(q.held, p[:n]...)
+	q.mu.Unlock()
+	if n > 0 {
+		wake(q.more)
+	}
+	return n, false
+}
+
+func (q *stdinQueue) finish() {
+	q.ended = true
+	q.mu.Lock()
+	q.end = true
+	q.mu.Unlock()
+	wake(q.more)
+}
+
+// wake fills a channel of one place, for whoever waits on it now or next.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
 func (q *stdinQueue) Read(p []byte) (int, error) {
-	if len(q.rest) == 0 {
+	for {
+		q.mu.Lock()
+		n := copy(p, q.held[q.read:])
+		if q.read += n; q.read == len(q.held) {
+			q.held, q.read = q.held[:0], 0
+		}
+		end := q.end
+		q.mu.Unlock()
+		if n > 0 {
+			wake(q.room)
+			return n, nil
+		}
+		if end {
+			return 0, io.EOF
+		}
 		select {
-		case piece, ok := <-q.pieces:
-			if !ok {
-				return 0, io.EOF
-			}
-			q.rest = piece
+		case <-q.more:
 		case <-q.closed:
 			return 0, io.ErrClosedPipe
 		}
 	}
-	n := copy(p, q.rest)
-	q.rest = q.rest[n:]
-	return n, nil
 }
 
 // Close wakes whoever reads or fills it.
