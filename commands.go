@@ -268,7 +268,7 @@ func sandboxState(e execConfig) string {
 	case abi < landlockUnix:
 		lacks = "; below ABI 9 commands can connect to any unix socket that their uid may"
 	}
-	return fmt.Sprintf("Landlock ABI %d%s", abi, lacks)
+	return sandboxLayers() + lacks
 }
 
 // openToCommands tells of what should be a secret and lies where every command may
@@ -453,7 +453,7 @@ type stdinQueue struct {
 	room   chan struct{} // there is room again
 
 	mu   sync.Mutex // guards what follows
-	held []byte // from read on
+	held []byte     // from read on
 	read int
 	end  bool
 }

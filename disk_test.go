@@ -292,7 +292,7 @@ func diskFill(t *testing.T, dir string, left int64) (file string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if size := int64(st.Bavail)*st.Bsize - left; size > 0 {
+	if size := int64(st.Bavail)*int64(st.Bsize) - left; size > 0 {
 		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 			t.Fatal(err)
 		}

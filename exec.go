@@ -196,6 +196,8 @@ type launcher struct {
 	abi  func() int // landlockABI
 	kin  *kinship
 	unit *unitGroup // nil: programs get no cgroup of their own
+	gate *mountGate
+	fork func(*os.ProcAttr) (*os.Process, error) // startHelper
 }
 
 // newLauncher is called once in a process. With ownsChildren it answers for every
@@ -207,7 +209,11 @@ func newLauncher(log *slog.Logger, ownsChildren bool) *launcher {
 			log.Warn("orphans of commands go to init", "error", err)
 		}
 	}
-	return &launcher{log: log, abi: landlockABI, kin: newKinship(ownsChildren), unit: ownUnitGroup()}
+	return &launcher{log: log, abi: landlockABI, kin: newKinship(ownsChildren), unit: ownUnitGroup(), gate: newMountGate(log), fork: startHelper}
+}
+
+func startHelper(attr *os.ProcAttr) (*os.Process, error) {
+	return os.StartProcess(helperBinary, []string{"berth", helperVerb}, attr)
 }
 
 // run runs p to its end, which is also that of ctx, and returns when nothing of it
@@ -279,6 +285,7 @@ type child struct {
 // helperWord is what became of a start.
 type helperWord struct {
 	floor int64
+	lack  string // the layers of its sandbox that it does not have, and why
 	fail  *helperFailure
 }
 
@@ -405,7 +412,9 @@ func (c *child) watch(spec *helperSpec, files []*os.File, started chan<- error) 
 	sys := &syscall.SysProcAttr{Setsid: true, Setctty: c.terminal != nil, Pdeathsig: syscall.SIGKILL}
 	c.group.join(sys)
 	proc, err := c.l.kin.start(c, spec, func() (*os.Process, error) {
-		return os.StartProcess(helperBinary, []string{"berth", helperVerb}, &os.ProcAttr{Dir: "/", Env: helperEnv, Files: files, Sys: sys})
+		return c.l.gate.start(spec, sys, func(sys *syscall.SysProcAttr) (*os.Process, error) {
+			return c.l.fork(&os.ProcAttr{Dir: "/", Env: helperEnv, Files: files, Sys: sys})
+		})
 	})
 	if err != nil {
 		started <- err
@@ -568,9 +577,9 @@ func (c *child) endInput(last byte) {
 		return
 	}
 	var mode *unix.Termios
-	raw.Control(func(fd uintptr) { mode, err = unix.IoctlGetTermios(int(fd), unix.TCGETS) })
-	if err != nil || mode.Lflag&unix.ICANON == 0 {
-		return
+	cerr := raw.Control(func(fd uintptr) { mode, err = unix.IoctlGetTermios(int(fd), unix.TCGETS) })
+	if cerr != nil || err != nil || mode.Lflag&unix.ICANON == 0 {
+		return // closed meanwhile, or there is nothing that an end means
 	}
 	end := []byte{mode.Cc[unix.VEOF]}
 	if last != '\n' && last != '\r' {
@@ -645,6 +654,11 @@ func (c *child) await(ctx context.Context) programResult {
 
 // word takes what the helper says.
 func (c *child) word(r *programResult, w helperWord) {
+	if w.lack != "" {
+		c.l.gate.fail(w.lack)
+	} else if f := w.fail; f != nil && f.Stage == helperStageMount {
+		c.l.gate.fail(lackMounts + f.Text)
+	}
 	if w.fail == nil {
 		c.floor = w.floor
 		c.begin()
@@ -719,13 +733,17 @@ func (r *programResult) setStatus(c *child) {
 	// helper, and of berth itself, whose memory a child shares at first. What does
 	// not exceed these is known from looks only.
 	r.maxRSS = c.seen.Load()
-	if u, ok := c.state.SysUsage().(*syscall.Rusage); ok && u.Maxrss<<10 > c.floor {
-		r.maxRSS = max(r.maxRSS, u.Maxrss<<10)
+	if u, ok := c.state.SysUsage().(*syscall.Rusage); ok && int64(u.Maxrss)<<10 > c.floor {
+		r.maxRSS = max(r.maxRSS, int64(u.Maxrss)<<10)
 	}
-	if r.reason == programStartFailed {
-		return // this was the helper's end
+	ws := c.state.Sys().(syscall.WaitStatus)
+	if r.reason == programStartFailed { // this was the helper's end
+		if ws.Signaled() && ws.Signal() == unix.SIGSYS {
+			c.l.gate.fail(lackMounts + "a filter of system calls that berth runs under ends who asks for one") // as systemd's does
+		}
+		return
 	}
-	if ws := c.state.Sys().(syscall.WaitStatus); ws.Signaled() {
+	if ws.Signaled() {
 		r.signal = ws.Signal()
 		if r.reason == programExited {
 			r.reason = programSignalled

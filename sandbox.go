@@ -1,7 +1,13 @@
 // sandbox.go is the helper that stands between berth and a program: berth starts
 // itself again as "berth __run", and that process gives up all it may, shuts
-// itself in with Landlock, and becomes the program by execve(2). Go cannot run
-// code between fork and exec, hence the process.
+// itself in, and becomes the program by execve(2). Go cannot run code between fork
+// and exec, hence the process.
+//
+// Three layers keep a program in, each for what the others do not see: Landlock
+// watches what is opened; in a mount namespace everything that it may not write is
+// read-only, modes, owners and times included; and a filter of system calls
+// (seccomp.go) has the rest. Where there can be no mount namespace the filter
+// denies more.
 //
 // It also says what the sandbox lets a program reach. It knows no users and no
 // configuration: the paths of a user are in the program that it is given.
@@ -13,13 +19,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
@@ -53,6 +63,10 @@ const (
 
 	programUmask = 0o022
 
+	// mountRetry is how long no command tries to get a mount namespace after one could
+	// not: what denies it is a setting, which may change.
+	mountRetry = time.Minute
+
 	capabilityLast = 63 // the kernel says where they end; two words of 32 bits can hold these
 )
 
@@ -74,6 +88,7 @@ type helperSpec struct {
 	Parent   int     `json:"parent"`             // berth
 	Terminal rawText `json:"terminal,omitempty"` // its path
 	Mark     uint64  `json:"mark,omitempty"`     // see kinship
+	Mounts   bool    `json:"mounts,omitempty"`   // try to get a mount namespace
 }
 
 // A helperFailure is why a helper did not become the program.
@@ -84,8 +99,10 @@ type helperFailure struct {
 	Text  string  `json:"text"`
 }
 
-// helperStageRun is the execve(2) itself.
-const helperStageRun = "run"
+const (
+	helperStageMount = "get mounts of its own"
+	helperStageRun   = "run" // the execve(2) itself
+)
 
 func (f *helperFailure) Error() string {
 	if f.Path != "" {
@@ -117,18 +134,19 @@ func (f *helperFailure) exit() int {
 func readHelperWord(r io.Reader) helperWord {
 	said, err := io.ReadAll(io.LimitReader(r, helperWordMax))
 	ready, rest, _ := strings.Cut(string(said), "\n")
-	floor, ok := strings.CutPrefix(ready, "ready ")
+	words, ok := strings.CutPrefix(ready, "ready ")
 	if !ok {
 		rest = ready
 	}
+	floor, lack, _ := strings.Cut(words, " ")
 	if rest == "" {
 		if n, err := strconv.ParseInt(floor, 10, 64); ok && err == nil {
-			return helperWord{floor: n}
+			return helperWord{floor: n, lack: lack}
 		}
 	}
 	var f helperFailure
 	if json.Unmarshal([]byte(rest), &f) == nil && f.Stage != "" {
-		return helperWord{fail: &f}
+		return helperWord{fail: &f, lack: lack}
 	}
 	text := "it ended before it could"
 	if err != nil {
@@ -190,11 +208,21 @@ func (s *helperSpec) become(ready io.Writer) (*helperFailure, error) {
 	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 && e != unix.EPERM {
 		return fail("leave supplementary groups", e)
 	}
+	reach, lack := filterStrict, ""
+	if s.Sandbox != nil {
+		var err error
+		if reach, lack, err = s.isolate(); err != nil {
+			return fail(helperStageMount, err)
+		}
+	}
 	if err := s.enter(); err != nil {
 		return &helperFailure{Stage: "go to the working directory", Path: s.Dir}, err
 	}
 	if s.Sandbox != nil {
-		if err := s.confine(); err != nil {
+		err := s.confine(reach)
+		if errors.Is(err, errNoFilter) { // Linux without CONFIG_SECCOMP_FILTER
+			lack = err.Error()
+		} else if err != nil {
 			return fail("enter the sandbox", err)
 		}
 	}
@@ -202,7 +230,8 @@ func (s *helperSpec) become(ready io.Writer) (*helperFailure, error) {
 	argv, env := plainTexts(s.Argv), plainTexts(s.Env)
 	var u unix.Rusage
 	unix.Getrusage(unix.RUSAGE_SELF, &u)
-	if _, err := fmt.Fprintf(ready, "ready %d\n", u.Maxrss<<10); err != nil {
+	word := strings.TrimRight(fmt.Sprintf("ready %d %s", int64(u.Maxrss)<<10, strings.ReplaceAll(lack, "\n", " ")), " ")
+	if _, err := fmt.Fprintln(ready, word); err != nil {
 		return fail("report", err)
 	}
 	err := syscall.Exec(argv[0], argv, env)
@@ -291,6 +320,237 @@ func resetSignals() {
 	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
 }
 
+// --- the mount namespace ---
+
+// lackMounts begins the reason why there is no mount namespace.
+const lackMounts = "mount namespace: "
+
+// A mountGate knows how programs of this berth get a mount namespace, and keeps
+// them from trying in vain.
+type mountGate struct {
+	log   *slog.Logger
+	owner bool // may have one as it is; else within a user namespace
+
+	mu   sync.Mutex
+	shut time.Time // until then no command tries
+	said string    // why, as it was logged last
+}
+
+func newMountGate(log *slog.Logger) *mountGate {
+	return &mountGate{log: log, owner: os.Geteuid() == 0 && hasCapability(unix.CAP_SYS_ADMIN)}
+}
+
+func hasCapability(c int) bool {
+	var caps [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0])
+	return err == nil && caps[c/32].Effective&(1<<(c%32)) != 0
+}
+
+func (g *mountGate) open() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Now().After(g.shut)
+}
+
+// fail is called when a command could not have all layers, and why.
+func (g *mountGate) fail(why string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if strings.HasPrefix(why, lackMounts) {
+		g.shut = time.Now().Add(mountRetry)
+	}
+	if g.said != why {
+		g.said = why
+		g.log.Warn("commands run with fewer layers of the sandbox", "missing", why)
+	}
+}
+
+// namespace makes what is started with sys begin in a user namespace, of the same
+// user and group, where it may mount. A program that drops what it has there has
+// less than outside.
+func (g *mountGate) namespace(sys *syscall.SysProcAttr) *syscall.SysProcAttr {
+	if g.owner {
+		return sys
+	}
+	in := *sys
+	in.Cloneflags |= unix.CLONE_NEWUSER
+	in.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}}
+	in.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
+	in.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP} // only such outlive execve(2)
+	return &in
+}
+
+// start starts the helper of spec by fork, with a user namespace if it needs one
+// and can have it.
+func (g *mountGate) start(spec *helperSpec, sys *syscall.SysProcAttr, fork func(*syscall.SysProcAttr) (*os.Process, error)) (*os.Process, error) {
+	spec.Mounts = spec.Sandbox != nil && g.open()
+	if !spec.Mounts {
+		return fork(sys)
+	}
+	in := g.namespace(sys)
+	proc, err := fork(in)
+	if err == nil || in == sys {
+		return proc, err
+	}
+	spec.Mounts = false
+	proc, err2 := fork(sys)
+	if err2 == nil {
+		g.fail(lackMounts + "user namespace: " + err.Error())
+	}
+	return proc, err2
+}
+
+// isolate makes everything read-only for this process but what the sandbox lets it
+// write, and tells what is left to the filter, and why if that is more than usual.
+// After an error nothing can be run.
+func (s *helperSpec) isolate() (reach filterReach, lack string, err error) {
+	if s.Mounts {
+		over, err := s.mount()
+		if err == nil {
+			return filterMounted, "", s.reopen()
+		}
+		if over {
+			return filterStrict, "", err
+		}
+		lack = lackMounts + err.Error()
+	}
+	if os.Geteuid() == 0 || len(s.Sandbox.Read) > 0 || landlockABI() == 0 {
+		return filterStrict, lack, nil
+	}
+	return filterOpened, lack, nil
+}
+
+// mount does so; over tells that an error came too late to go on without.
+func (s *helperSpec) mount() (over bool, err error) {
+	// System V's shared memory has no names that Landlock would see.
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWIPC); err != nil {
+		return false, fmt.Errorf("unshare: %w", err)
+	}
+	// Set aside before the rest turns read-only, the mounts below keep what they are.
+	type tree struct {
+		path string
+		fd   int
+	}
+	var trees []tree
+	defer func() {
+		for _, t := range trees {
+			unix.Close(t.fd)
+		}
+	}()
+	for _, path := range s.Sandbox.writable() {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("open_tree %s: %w", strconv.Quote(path), err)
+		}
+		trees = append(trees, tree{path, fd})
+		// What is mounted here is not to show outside.
+		own := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &own); err != nil {
+			return false, fmt.Errorf("mount_setattr %s: %w", strconv.Quote(path), err)
+		}
+	}
+	all := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &all); err != nil {
+		return false, fmt.Errorf("mount_setattr /: %w", err) // it changes all or nothing
+	}
+	for _, t := range trees {
+		if err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
+			return true, fmt.Errorf("move_mount %s: %w", strconv.Quote(t.path), err)
+		}
+	}
+	return false, nil
+}
+
+// writable is the directories and files to write, what is in another of them left
+// out. Devices, sockets and FIFOs can be written to on a read-only mount.
+func (b *sandbox) writable() (paths []string) {
+	for _, path := range plainTexts(b.Write) {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			paths = append(paths, real)
+		}
+	}
+	slices.Sort(paths)
+	kept := paths[:0]
+	for _, path := range paths {
+		if !slices.ContainsFunc(kept, func(above string) bool {
+			return path == above || strings.HasPrefix(path, strings.TrimSuffix(above, "/")+"/")
+		}) {
+			kept = append(kept, path)
+		}
+	}
+	return kept
+}
+
+// reopen replaces what was opened outside and can be changed by its descriptor.
+func (s *helperSpec) reopen() error {
+	path, fds := os.DevNull, []int{0}
+	if s.TTY != nil {
+		path, fds = string(s.Terminal), []int{0, 1, 2}
+	} else if s.Stdin {
+		return nil // pipes, which are its own
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	for _, old := range fds {
+		if err := unix.Dup3(fd, old, 0); err != nil {
+			return err
+		}
+	}
+	return unix.Close(fd)
+}
+
+// sandboxLayers is what keeps commands in on this machine, in a few words. Whether a
+// mount namespace can really be had the first command shows, and the log says.
+func sandboxLayers() string {
+	var layers []string
+	if abi := landlockABI(); abi > 0 {
+		layers = append(layers, fmt.Sprintf("Landlock ABI %d", abi))
+	}
+	if mountsLikely() {
+		layers = append(layers, "mount namespace")
+	}
+	if filterArches(runtime.GOARCH) != nil && seccompThere() {
+		layers = append(layers, "seccomp")
+	}
+	return strings.Join(layers, ", ")
+}
+
+// mountsLikely looks at the settings that take namespaces away.
+func mountsLikely() bool {
+	if os.Geteuid() == 0 && hasCapability(unix.CAP_SYS_ADMIN) {
+		return true
+	}
+	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+		return false
+	}
+	for path, never := range map[string]string{
+		"/proc/sys/user/max_user_namespaces":                     "0",
+		"/proc/sys/kernel/unprivileged_userns_clone":             "0", // Debian's kernels
+		"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1", // Ubuntu's
+	} {
+		if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == never {
+			return false
+		}
+	}
+	return true
+}
+
+// seccompThere asks whether the kernel takes filters, as seccomp(2) says.
+func seccompThere() bool {
+	action := uint32(unix.SECCOMP_RET_ERRNO)
+	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
+	return e != unix.ENOSYS
+}
+
 // --- Landlock ---
 
 // landlockVersions is what this berth knows to ask for, by ABI.
@@ -355,7 +615,7 @@ var (
 		"ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki/tls/certs", "pki/ca-trust", "crypto-policies", // but no keys
 		"alternatives", "os-release", "debian_version", "lsb-release", "machine-id",
 		"terminfo", "profile", "profile.d", "bash.bashrc", "bashrc", "inputrc",
-		"mime.types", "magic", "magic.mime", "fonts", "perl", "python3", "mke2fs.conf", "mtab", "fstab",
+		"mime.types", "magic", "magic.mime", "fonts", "perl", "python3", "gitconfig", "mke2fs.conf", "mtab", "fstab",
 	}
 
 	// Sockets of services that answer anybody: the log and names. Who connects is
@@ -364,8 +624,9 @@ var (
 	systemUserSockets = []string{"/run/dbus/system_bus_socket"}
 )
 
-// confine gives up everything that the sandbox does not leave the program.
-func (s *helperSpec) confine() error {
+// confine gives up everything that the sandbox does not leave the program. After
+// errNoFilter all but that has been done.
+func (s *helperSpec) confine(reach filterReach) error {
 	abi := landlockABI()
 	if abi == 0 && !s.Sandbox.BestEffort {
 		return sandboxProblemAt("landlock", abi)
@@ -379,7 +640,10 @@ func (s *helperSpec) confine() error {
 			return err
 		}
 	}
-	return dropCapabilities()
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	return setFilter(reach) // last: it would deny some of the above
 }
 
 // landlock restricts this process. The rights are exactly those of the ABI:

@@ -346,12 +346,12 @@ func (p *pipe) take(x *transfer, tcp *net.TCPConn, most int) (int, error) {
 		return 0, err
 	}
 	most = int(x.chunk(int64(min(most, pipeSize))))
-	var n int64
+	n := 0
 	var serr error
 	err = raw.Read(func(fd uintptr) bool {
 		for {
-			n, serr = unix.Splice(int(fd), nil, p.w, nil, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-			if serr != unix.EINTR {
+			got, e := unix.Splice(int(fd), nil, p.w, nil, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			if n, serr = int(got), e; serr != unix.EINTR { // got's type is the processor's
 				return serr != unix.EAGAIN // the pipe is empty: it is the socket that has nothing
 			}
 		}
@@ -359,7 +359,7 @@ func (p *pipe) take(x *transfer, tcp *net.TCPConn, most int) (int, error) {
 	if err == nil && serr != nil {
 		err = &net.OpError{Op: "splice", Net: "tcp", Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("splice", serr)}
 	}
-	return int(n), err
+	return n, err
 }
 
 // pump takes an upload from the data connection until its end.

@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,7 @@ type kinship struct {
 
 func newKinship(owns bool) *kinship {
 	k := &kinship{owns: owns, leaders: map[int]*child{}, numbers: map[uint64]*child{}, nudge: make(chan struct{}, 1)}
+	k.last = rand.Uint64N(kinNumber) // another berth on this machine, as the runner is one, should be at others
 	// The first process of a container is given orphans of all, and a script that
 	// becomes berth by exec may have had children.
 	_, err := peekChildren()
@@ -166,6 +168,9 @@ func (k *kinship) members(c *child) []int {
 			continue
 		}
 		n, _, _ := k.number(pid)
+		if n == c.number && k.owns && !descends(pid) {
+			continue // a program of another berth, with the same number
+		}
 		if n != c.number && !slices.Contains(grouped, pid) {
 			// The leader is there still, if dead, so its number is nobody else's.
 			if group, _ := unix.Getpgid(pid); group != c.pid {
@@ -181,6 +186,29 @@ func (k *kinship) members(c *child) []int {
 		}
 	}
 	return live
+}
+
+// descends tells whether a process comes from this one, to which its orphans are
+// given.
+func descends(pid int) bool {
+	self := os.Getpid()
+	const again = 8 // who goes on ending while it is looked at is no stranger
+	for range again {
+		for p := pid; ; {
+			s, ok := processStat(p)
+			switch {
+			case ok && s.parent == self:
+				return true
+			case ok && s.parent > 1:
+				p = s.parent
+				continue
+			case ok || p == pid:
+				return false
+			}
+			break // a parent has ended, so there is another one now
+		}
+	}
+	return true
 }
 
 // reap takes a dead child away; it does nothing to a stranger's.

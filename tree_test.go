@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +91,7 @@ func runOwned(t *testing.T, p program, wrap ...string) (out string, rep ownerRep
 	cmd := exec.Command(argv[0], argv[1:]...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(spec), &stdout, &stderr
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0") // with -race, an exit takes a second
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, &stderr)
 	}
@@ -206,5 +208,29 @@ func TestKinshipNumbers(t *testing.T) {
 	}
 	if n, marked := inner.numberAt(outer.limit(7)); n != 0 || marked {
 		t.Errorf("the inner berth is number %d, %v", n, marked)
+	}
+}
+
+// Another berth on the machine may have a program of the same number.
+func TestKinshipDescent(t *testing.T) {
+	child := exec.Command("/bin/sh", "-c", "sleep 300 & echo $!; wait")
+	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer unix.Kill(-child.Process.Pid, unix.SIGKILL)
+	var grandchild int
+	if _, err := fmt.Fscan(out, &grandchild); err != nil {
+		t.Fatal(err)
+	}
+	for pid, want := range map[int]bool{child.Process.Pid: true, grandchild: true, os.Getpid(): false, os.Getppid(): false, 1: false, 1 << 30: false} {
+		if got := descends(pid); got != want {
+			t.Errorf("process %d: %v", pid, got)
+		}
 	}
 }

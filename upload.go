@@ -449,7 +449,7 @@ func (u *upload) drain(pipe, n int) error {
 		if m == 0 {
 			return io.ErrShortWrite
 		}
-		u.wrote(m)
+		u.wrote(int64(m)) // its type is the processor's
 		n -= int(m)
 	}
 	return nil
