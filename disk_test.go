@@ -432,7 +432,7 @@ func TestDiskQuota(t *testing.T) {
 				if err := unix.Statfs(home, &st); err != nil {
 					t.Fatal(err)
 				}
-				return int64(st.Bavail) * st.Bsize
+				return int64(st.Bavail) * int64(st.Bsize)
 			}
 			if kernels {
 				for range 100 { // btrfs frees later than it says

@@ -422,8 +422,7 @@ func TestProgramOutputWaitsForItsReader(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	var n int64
-	var p *shProgram
-	p = newShProgram(t, "echo $$ >pid; exec head -c 104857600 /dev/zero", nil)
+	p := newShProgram(t, "echo $$ >pid; exec head -c 104857600 /dev/zero", nil)
 	p.io.output = func(_ byte, b []byte) error {
 		if n == 0 { // the program sleeps in write(2) before this goes on
 			pid, _ := os.ReadFile(filepath.Join(p.dir, "pid"))

@@ -80,7 +80,7 @@ func (s *session) cmdFRAM(arg string) error {
 	s.dropLineReader()
 	s.setVerb("") // the answer is counted; what comes has other names
 	s.wmu.Lock()
-	s.fr = &framing{in: in}
+	s.fr = &framing{in: in, sent: time.Now()}
 	s.wmu.Unlock()
 	was := s.proto
 	s.mu.Lock()
@@ -473,12 +473,21 @@ func (s *session) readAhead(x *transfer) bool {
 			return true
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			s.pingQuiet(quietPing)
+			if !s.stopped() { // or the deadline was to wake this up
+				s.pingQuiet(quietPing)
+			}
 			continue
 		}
 		s.lost(x, err)
 		return false
 	}
+}
+
+// stopped tells whether the request is over and its watcher to end.
+func (s *session) stopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
 }
 
 // lost ends what the client who went away has running, unless it only said that
@@ -513,10 +522,7 @@ func (s *session) untilGone(x *transfer) {
 	t := time.NewTicker(goneLook)
 	defer t.Stop()
 	for {
-		s.mu.Lock()
-		stopping := s.stopping
-		s.mu.Unlock()
-		if stopping {
+		if s.stopped() {
 			return
 		}
 		if s.gone(x) {

@@ -545,7 +545,7 @@ func TestUndated(t *testing.T) {
 	s := &sweep{j: j, expireBefore: time.Now().Add(-time.Hour)}
 	note := func(mtime, ctime int64) (expired, undated int) {
 		s.expired, s.undated = nil, nil
-		st := unix.Stat_t{Mode: unix.S_IFREG, Mtim: unix.Timespec{Sec: mtime}, Ctim: unix.Timespec{Sec: ctime}}
+		st := unix.Stat_t{Mode: unix.S_IFREG, Mtim: unix.NsecToTimespec(mtime * 1e9), Ctim: unix.NsecToTimespec(ctime * 1e9)}
 		s.note(j.home, int(j.home.dir.Fd()), ".", "f", &st, false, false)
 		return len(s.expired), len(s.undated)
 	}
