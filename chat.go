@@ -306,6 +306,9 @@ func (s *session) doWho(*request) error {
 // --- the operator's requests ---
 
 func (s *session) doKick(q *request) error {
+	if q.Session == 0 {
+		return s.badField("kick needs a session, by the id that who tells.")
+	}
 	s.srv.mu.Lock()
 	other := s.srv.sessions[q.Session]
 	s.srv.mu.Unlock()

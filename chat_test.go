@@ -266,8 +266,9 @@ func TestWho(t *testing.T) {
 	}
 
 	// The operator's requests.
-	for _, r := range []string{`{"do":"kick","session":0}`, `{"do":"kick"}`, fmt.Sprintf(`{"do":"kick","session":%d}`, who(op)[1].ID)} {
-		op.do(r, 550, "not_found")
+	op.do(`{"do":"kick"}`, 501, "bad_request")
+	for _, id := range []uint64{who(op)[1].ID, 1 << 60} { // himself, and nobody
+		op.do(fmt.Sprintf(`{"do":"kick","session":%d}`, id), 550, "not_found")
 	}
 	op.do(`{"do":"wall"}`, 501, "bad_request")
 	op.do(`{"do":"wall","text":"maintenance\u001b"}`, 200, "")

@@ -167,7 +167,7 @@ func TestClientPy(t *testing.T) {
 			t.Errorf("exit status %d, %q, %q", code, out, errs)
 		}
 		c.refused(t, "secret", "Ended with signal KILL.", addr, "ann", "shell", "kill -9 $$")
-		c.refused(t, "secret", "client.py: The number of arguments is 2 and not 1.*", addr, "ann", "run", "join", "a")
+		c.refused(t, "secret", "client.py: join takes another number of arguments*", addr, "ann", "run", "join", "a")
 		c.refused(t, "secret", "client.py: This account has no command*", addr, "bob", "run", "join", "a", "b")
 	})
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp/syntax"
 	"slices"
@@ -36,10 +37,13 @@ const (
 	// runPath is where a user's commands look for programs.
 	runPath = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 	// shellName stands for a command line in metrics and logs.
-	shellName    = "shell"
-	defaultShell = "/bin/sh"
-	defaultRows  = 24
-	defaultCols  = 80
+	shellName = "shell"
+	// commandRecount is how soon after a command a home is counted anew: at once to
+	// people, and once for a burst of commands.
+	commandRecount = time.Second
+	defaultShell   = "/bin/sh"
+	defaultRows    = 24
+	defaultCols    = 80
 )
 
 // A refusal is why a command is not run.
@@ -72,7 +76,7 @@ func (c commandConfig) argv(name string, list []string, named map[string]string)
 	usage = "Usage: " + name + strings.TrimPrefix(usage, "Usage: "+strings.ToUpper(name))
 	if named == nil {
 		if len(list) != len(holes) {
-			return nil, refuse(codeBadArgument, "arguments", "The number of arguments is %d and not %d. %s", len(holes), len(list), usage)
+			return nil, refuse(codeBadArgument, "arguments", "%s takes another number of arguments: %d, and %d came. %s", name, len(holes), len(list), usage)
 		}
 		named = map[string]string{}
 		for i, hole := range holes {
@@ -293,6 +297,23 @@ func openToCommands(cfg *config, us []*user) []string {
 	return notes
 }
 
+// commandNotes tells of commands that could not run, or not safely, as things are.
+func commandNotes(cfg *config, us []*user) []string {
+	var notes []string
+	for _, name := range slices.Sorted(maps.Keys(cfg.Commands)) {
+		if cfg.Exec.Runner != "" {
+			break // it may see another disk
+		}
+		if err := unix.Access(cfg.Commands[name].Run[0], unix.X_OK); err != nil {
+			notes = append(notes, fmt.Sprintf("commands.%s: %s cannot be run here: %v", name, cfg.Commands[name].Run[0], err))
+		}
+	}
+	if os.Geteuid() == 0 && cfg.Exec.Runner == "" && slices.ContainsFunc(us, func(u *user) bool { return u.Shell || len(u.Commands) > 0 }) {
+		notes = append(notes, "commands run as root, whom a sandbox holds less well than others; give berth a user of its own")
+	}
+	return append(notes, openToCommands(cfg, us)...)
+}
+
 // --- how many at once ---
 
 // takeCommand counts a command in, or says why there is no place for it.
@@ -348,7 +369,7 @@ func (s *session) runJob(x *transfer, j *job, io programIO) programResult {
 	}
 	s.srv.log.Info("command", attrs...)
 	if s.user.Quota != "filesystem" {
-		s.srv.house.attend(s.user.Name, time.Now().Add(hookRecount))
+		s.srv.house.attend(s.user.Name, time.Now().Add(commandRecount))
 	}
 	return r
 }
@@ -540,7 +561,7 @@ type execAnswer struct {
 
 func (s *session) doExec(q *request) error {
 	if (q.Command == "") == (q.Shell == nil) {
-		return s.badField("exec needs a command, or shell, a command line.")
+		return s.badField("exec needs one of command, the name of one, and shell, a command line.")
 	}
 	list, named, err := execArgs(q)
 	if err != nil {

@@ -54,6 +54,10 @@ const (
 	programMemoryMin = 2 * time.Millisecond
 	programMemoryMax = time.Second
 
+	// rssLeast is less than any program has that has got as far as main: the loader and
+	// libc alone are more.
+	rssLeast = 512 << 10
+
 	programChunk = 32 << 10 // of output or input moved at once; a pipe holds 64 KiB
 
 	// programPath is where programs look for others: Debian's default for root,
@@ -174,7 +178,7 @@ type programResult struct {
 	took   time.Duration
 
 	cpu    time.Duration // of the program and of those of its children that it waited for
-	maxRSS int64         // bytes, at least; of the largest of these
+	maxRSS int64         // bytes; of the largest of these. Below what the helper needs, it is at least what was seen, or at most that
 	out    int64         // bytes of output that were passed on
 
 	// left tells that part of it could not be ended within programGone of SIGKILL.
@@ -735,6 +739,9 @@ func (r *programResult) setStatus(c *child) {
 	r.maxRSS = c.seen.Load()
 	if u, ok := c.state.SysUsage().(*syscall.Rusage); ok && int64(u.Maxrss)<<10 > c.floor {
 		r.maxRSS = max(r.maxRSS, int64(u.Maxrss)<<10)
+	}
+	if r.maxRSS < rssLeast {
+		r.maxRSS = c.floor // the look came before it had begun: it needed no more than this
 	}
 	ws := c.state.Sys().(syscall.WaitStatus)
 	if r.reason == programStartFailed { // this was the helper's end

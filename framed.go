@@ -662,15 +662,14 @@ func (s *session) handleRequest(payload []byte) error {
 	case s.fr.cancelled > 0:
 		s.fr.cancelled--
 		s.answer(&answer{Code: codeAborted, Reason: "cancelled", Text: "Cancelled before its turn."})
+	case bad == "" && q.Do == "":
+		bad = `A request says what to do, as {"do": "list", "path": "/"}.`
+		fallthrough
 	case bad != "":
 		s.fr.late = lateAfter
 		s.answer(&answer{Code: codeBadArgument, Reason: "bad_request", Text: bad})
 	case r == nil:
-		text := "There is no request " + quotedWord(q.Do) + "; those are " + requestNames(s) + "."
-		if q.Do == "" {
-			text = `A request says what to do: {"do": "list", "path": "/"}.`
-		}
-		s.answer(&answer{Code: codeUnknown, Reason: "unknown_request", Text: text})
+		s.answer(&answer{Code: codeUnknown, Reason: "unknown_request", Text: "There is no request " + quotedWord(q.Do) + "; those are " + requestNames(s) + "."})
 		err = s.misbehaved(1)
 	default:
 		code, reason, text := s.mayNot(r.login && !(r.noLogin && s.operator()), r.perm, r.onBox, r.do, q.shownPath())

@@ -579,7 +579,7 @@ func TestFramedAbuse(t *testing.T) {
 		}
 		c.do(`{"do":"list","ofset":5}`, 501, "bad_request") // a mistake, and no attack
 		c.do(`{"do":"frobnicate"}`, 500, "unknown_request")
-		c.wantEnd(421, "")
+		c.wantEnd(421, "abuse")
 		c.ended()
 	})
 	inBox(t, "", "", func(t *testing.T, b *ftpBox) {

@@ -238,7 +238,7 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	if n == 1 {
 		users = "user"
 	}
-	for _, note := range openToCommands(cfg, us.all()) {
+	for _, note := range commandNotes(cfg, us.all()) {
 		fmt.Fprintf(stdout, "note: %s\n", note)
 	}
 	fmt.Fprintf(stdout, "note: commands run with %s\n", sandboxState(cfg.Exec))

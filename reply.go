@@ -228,6 +228,8 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 		return codeDenied, "not_empty", "The directory is not empty."
 	case errors.Is(err, syscall.ENAMETOOLONG):
 		return codeBadName, "bad_name", "That name is too long."
+	case errors.Is(err, syscall.EINVAL) && (s.verb == "RNTO" || s.verb == "move"):
+		return codeBadName, "bad_name", "A directory cannot be moved into itself, nor to a name that the disk cannot store."
 	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EILSEQ):
 		return codeBadName, "bad_name", "The disk cannot store that name."
 	case errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
@@ -248,6 +250,9 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 }
 
 func (s *session) restartText(off *offsetError) string {
+	if off.have == 0 {
+		return fmt.Sprintf("Cannot go on at %d: nothing is here; start at 0.", off.want)
+	}
 	if s.fr != nil {
 		return fmt.Sprintf("Cannot go on at %d: %d bytes are here; use offset %d to go on, or 0 to start anew.", off.want, off.have, off.have)
 	}

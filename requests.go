@@ -166,6 +166,9 @@ type welcome struct {
 }
 
 func (s *session) doLogin(q *request) error {
+	if s.user != nil && s.method == "local" && q.Password != nil {
+		s.logout() // as USER does it: the socket's word was only the first
+	}
 	if s.user != nil {
 		if q.User == nil || *q.User == s.user.Name && q.Password == nil && s.method != "password" {
 			return s.welcome() // the socket has said who it is
@@ -186,11 +189,8 @@ func (s *session) doLogin(q *request) error {
 		if u, method := s.provenUser(name); u != nil {
 			return s.welcomeAs(u, method)
 		}
-		if name == "" {
-			s.answer(&answer{Code: codeNotLoggedIn, Reason: "login", Text: "Neither a client certificate nor the local socket says who you are; log in with user and password."})
-			return nil
-		}
-		return s.badField("login needs a password, or a client certificate that is this user's.")
+		s.answer(&answer{Code: codeNotLoggedIn, Reason: "login", Text: "Neither a client certificate nor the local socket says that this is you; log in with user and password."})
+		return nil
 	}
 	if name == "" {
 		return s.badField("login needs a user.")
@@ -686,7 +686,7 @@ func (s *session) doMove(q *request) error {
 func parseMTime(text string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil || t.Year() < 1970 || t.Year() > 9999 {
-		return t, fmt.Errorf("mtime is a time like %s", time.Date(2026, 11, 21, 12, 0, 0, 500_000_000, time.UTC).Format(time.RFC3339Nano))
+		return t, fmt.Errorf("mtime is a time from 1970 on, like %s", time.Date(2026, 11, 21, 12, 0, 0, 500_000_000, time.UTC).Format(time.RFC3339Nano))
 	}
 	return t, nil
 }
@@ -694,7 +694,7 @@ func parseMTime(text string) (time.Time, error) {
 func parseMode(text string) (uint32, error) {
 	mode, err := strconv.ParseUint(text, 8, 32)
 	if err != nil || mode > 0o7777 {
-		return 0, fmt.Errorf(`mode is a string of octal digits, as "0644"`)
+		return 0, fmt.Errorf(`mode is a string of octal digits, as "0644"; special bits are left out`)
 	}
 	return uint32(mode), nil
 }

@@ -195,7 +195,7 @@ func TestRequestErrors(t *testing.T) {
 			{`"chmod","path":"f","mode":"0888"`, 501, "bad_request"}, {`"chmod","path":"f","mode":"-1"`, 501, "bad_request"}, {`"hash","path":"f","algorithm":"rot13"`, 501, "bad_request"},
 			{`"exec"`, 501, "bad_request"}, {`"exec","command":"x","shell":"y"`, 501, "bad_request"}, {`"exec","command":"x"`, 550, "denied"}, {`"exec","shell":"id"`, 550, "denied"},
 			{`"say"`, 501, "bad_request"}, {`"say","text":"` + long + long + long + long + `"`, 501, "bad_request"},
-			{`"LIST"`, 500, "unknown_request"}, {`"list "`, 500, "unknown_request"}, {`"` + long + `"`, 500, "unknown_request"}, {`""`, 500, "unknown_request"},
+			{`"LIST"`, 500, "unknown_request"}, {`"list "`, 500, "unknown_request"}, {`"` + long + `"`, 500, "unknown_request"}, {`""`, 501, "bad_request"},
 		} {
 			c.where = fmt.Sprintf("%.100s: ", r.fields)
 			c.frame(frameRequest, `{"do":`+r.fields+`}`)

@@ -86,6 +86,16 @@ func (s *session) doPut(q *request) error {
 		if err != nil {
 			return s.badField("%v.", err)
 		}
+		if q.Offset > 0 {
+			// REST may go back into a partial, as some FTP clients do. Here whoever
+			// resumes knows what is there, and another offset is a mistake.
+			if f, size, err := s.jail.openPartial(p); err == nil {
+				f.Close()
+				if size != q.Offset {
+					return s.refuseUpload(p, &offsetError{have: size, want: q.Offset})
+				}
+			}
+		}
 		kind, offset := uploadStore, q.Offset
 		if q.Append {
 			kind, offset = uploadAppend, -1
@@ -578,6 +588,8 @@ type getAnswer struct {
 	MTime  string `json:"mtime"`
 	Mode   string `json:"mode"`
 	Offset int64  `json:"offset"`
+	// Partial says that the file is what an interrupted upload has left.
+	Partial bool `json:"partial,omitempty"`
 }
 
 func (s *session) doGet(q *request) error {
@@ -598,7 +610,7 @@ func (s *session) doGet(q *request) error {
 		if q.Size != nil {
 			n = min(n, *q.Size)
 		}
-		s.answer(&getAnswer{answer{Code: codeDataOpening, Text: "Here it comes."}, e.size, e.mtime().UTC().Format(time.RFC3339Nano), modeText(e.mode), q.Offset})
+		s.answer(&getAnswer{answer{Code: codeDataOpening, Text: "Here it comes."}, e.size, e.mtime().UTC().Format(time.RFC3339Nano), modeText(e.mode), q.Offset, markedPartial(f)})
 		s.srv.metrics.transferStarted("download")
 		x := s.framedTransfer(false, s.limiterFor(false))
 		out := &outgoing{s: s, x: x, f: f, at: q.Offset, end: q.Offset + n}

@@ -536,8 +536,8 @@ func (s *server) serve() {
 	if e := s.config().Exec; e.Runner == "" && sandboxProblem(e.Sandbox) != nil {
 		s.log.Warn("commands will be refused", "sandbox", sandboxState(e))
 	}
-	for _, note := range openToCommands(s.config(), s.users.all()) {
-		s.log.Warn("open to commands", "note", note)
+	for _, note := range commandNotes(s.config(), s.users.all()) {
+		s.log.Warn("commands", "note", note)
 	}
 	v, _ := buildVersion()
 	s.log.Info("serving", "version", v, "listeners", strings.Join(names, " "), "config", s.configPath, "sandbox", sandboxState(s.config().Exec))

@@ -461,7 +461,8 @@ func (s *session) misbehaved(weight int) error {
 	if s.abuse += weight; s.abuse < abuseLimit {
 		return nil
 	}
-	s.replyNow(codeClosing, "Too many that mean nothing here, closing.")
+	s.replyReason(codeClosing, "abuse", "Too many that mean nothing here, closing.")
+	s.flush()
 	return errAbuse
 }
 

@@ -252,9 +252,15 @@ func isPartial(dir int, base string) bool {
 	if err != nil {
 		return false
 	}
-	defer unix.Close(fd)
+	f := os.NewFile(uintptr(fd), base)
+	defer f.Close()
+	return markedPartial(f)
+}
+
+// markedPartial tells the same of an open file.
+func markedPartial(f *os.File) bool {
 	var b [1]byte
-	_, err = unix.Fgetxattr(fd, partialXattr, b[:])
+	_, err := unix.Fgetxattr(int(f.Fd()), partialXattr, b[:])
 	return err == nil
 }
 
