@@ -20,6 +20,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -479,6 +480,7 @@ func (c *child) begin() {
 
 // drain passes one stream on until its end, an error, or a limit.
 func (c *child) drain(f *os.File, stream byte) {
+	defer c.guard()
 	buf := make([]byte, programChunk)
 	for {
 		n, err := f.Read(buf)
@@ -540,6 +542,15 @@ func (c *child) pass(stream byte, p []byte) bool {
 	return true
 }
 
+// guard is deferred where what a program reads and writes is moved: a panic there
+// ends this program, and not everything that berth does.
+func (c *child) guard() {
+	if v := recover(); v != nil {
+		c.l.log.Error("command panic", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		unix.Kill(-c.pid, unix.SIGKILL)
+	}
+}
+
 func (c *child) failed() bool {
 	c.passing.Lock()
 	defer c.passing.Unlock()
@@ -549,6 +560,7 @@ func (c *child) failed() bool {
 // feed passes stdin on to its end. What the program does not take is dropped, so
 // that whoever sends it is not held up.
 func (c *child) feed() {
+	defer c.guard()
 	buf := make([]byte, programChunk)
 	last := byte('\n')
 	gone := false
