@@ -213,15 +213,15 @@ func (c *benchClient) final() (data int64, first time.Time) {
 	}
 }
 
-func (c *benchClient) get(name string, size int64) {
-	c.request(`{"do":"get","path":%q}`, name)
+func (c *benchClient) get(name string, size int64, more string) {
+	c.request(`{"do":"get","path":%q%s}`, name, more)
 	if n, _ := c.final(); n != size {
 		panic(n)
 	}
 }
 
-func (c *benchClient) put(name string, block []byte, size int64) {
-	c.request(`{"do":"put","path":%q,"size":%d}`, name, size)
+func (c *benchClient) put(name string, block []byte, size int64, more string) {
+	c.request(`{"do":"put","path":%q,"size":%d%s}`, name, size, more)
 	frame := appendFrame(nil, frameData, block)
 	for sent := int64(0); sent < size; sent += int64(len(block)) {
 		_, err := c.conn.Write(frame)
@@ -272,16 +272,20 @@ func BenchmarkFramesLarge(b *testing.B) {
 			r := benchRounds{}
 			for b.Loop() {
 				r.time("STOR", func() { ftp.stor("x", block, benchSize) })
-				r.time("put", func() { frames.put("y", block, benchSize) })
+				r.time("put", func() { frames.put("y", block, benchSize, "") })
+				r.time("put-none", func() { frames.put("x", block, benchSize, `,"sha256":"none"`) })
 				r.time("RETR", func() { ftp.retr("y", benchSize) })
-				r.time("get", func() { frames.get("y", benchSize) })
-				r.time("get-first", func() { frames.get("x", benchSize) }) // its digest is not known yet
+				r.time("get", func() { frames.get("y", benchSize, "") })
+				r.time("get-none", func() { frames.get("x", benchSize, `,"sha256":"none"`) })
+				r.time("get-first", func() { frames.get("x", benchSize, "") }) // its digest is not known yet
 			}
 			mb := func(name string) float64 { return benchSize / 1e6 / r.median(name) }
 			b.ReportMetric(mb("STOR"), "STOR-MB/s")
 			b.ReportMetric(mb("RETR"), "RETR-MB/s")
 			b.ReportMetric(mb("put")/mb("STOR"), "put/STOR")
+			b.ReportMetric(mb("put-none")/mb("STOR"), "put-none/STOR")
 			b.ReportMetric(mb("get")/mb("RETR"), "get/RETR")
+			b.ReportMetric(mb("get-none")/mb("RETR"), "get-none/RETR")
 			b.ReportMetric(mb("get-first")/mb("RETR"), "get-first/RETR")
 		})
 	}

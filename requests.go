@@ -54,7 +54,7 @@ func init() {
 		{do: "login", fields: "user, password", help: "log in", run: (*session).doLogin},
 		{do: "list", fields: "path, recursive", help: "list a directory", login: true, perm: permList, run: (*session).doList},
 		{do: "stat", fields: "path", help: "tell about one name", login: true, perm: permList, run: (*session).doStat},
-		{do: "get", fields: "path, offset, size", help: "send a file to the client", login: true, perm: permRead, run: (*session).doGet},
+		{do: "get", fields: "path, offset, size, sha256", help: "send a file to the client", login: true, perm: permRead, run: (*session).doGet},
 		{do: "put", fields: "path, size, offset, sha256, mtime, mode, append", help: "take a file from the client", login: true, perm: permWrite, streams: true, run: (*session).doPut},
 		{do: "mkdir", fields: "path, recursive", help: "make a directory", login: true, perm: permMkdir, run: (*session).doMkdir},
 		{do: "remove", fields: "path, recursive", help: "remove a file or a directory", login: true, perm: permDelete, run: (*session).doRemove},

@@ -69,8 +69,9 @@ type incoming struct {
 	s    *session
 	x    *transfer
 	u    *upload
-	sum  *follower
-	pipe *pipe // nil until it is worth one
+	sum  *follower // nil: nobody wants the digest
+	bare bool      // that was said
+	pipe *pipe     // nil until it is worth one
 	want []string
 	size int64 // of the whole file as the request had it; -1: not told
 	over bool  // more came
@@ -167,7 +168,9 @@ func (in *incoming) parse(q *request) (bad string) {
 	if q.Offset < 0 || q.Append && q.Offset > 0 {
 		return "offset is not below 0, and not given with append."
 	}
-	if q.SHA256 != "" {
+	if q.SHA256 == noDigest {
+		in.bare = true
+	} else if q.SHA256 != "" {
 		if bad := badDigest(q.SHA256); bad != "" {
 			return bad
 		}
@@ -176,9 +179,13 @@ func (in *incoming) parse(q *request) (bad string) {
 	return ""
 }
 
+// noDigest is what sha256 of a request may say instead: the client neither has nor
+// wants a digest, and the processor is spared it.
+const noDigest = "none"
+
 func badDigest(sum string) string {
 	if b, err := hex.DecodeString(sum); err != nil || len(b) != sha256.Size {
-		return "sha256 is 64 hexadecimal digits."
+		return `sha256 is 64 hexadecimal digits, or "none" to do without.`
 	}
 	return ""
 }
@@ -210,10 +217,8 @@ func (in *incoming) receive() error {
 	if err := in.u.copyPrefix(in.x.cancelled); err != nil {
 		return err
 	}
-	in.sum = newFollower(in.u.file, 0, s.guard)
-	if in.u.start > 0 {
-		in.sum.splitAt(in.u.start)
-		in.sum.follow(in.u.start)
+	if !in.bare {
+		in.digest()
 	}
 	for {
 		t, err := in.next()
@@ -245,6 +250,15 @@ func (in *incoming) receive() error {
 		default:
 			return unknownFrame(t)
 		}
+	}
+}
+
+// digest begins to compute it, of what is there already and what comes.
+func (in *incoming) digest() {
+	in.sum = newFollower(in.u.file, 0, in.s.guard)
+	if in.u.start > 0 {
+		in.sum.splitAt(in.u.start)
+		in.sum.follow(in.u.start)
 	}
 }
 
@@ -334,6 +348,9 @@ func (in *incoming) write(p []byte) error {
 	if err := in.store(p); err != nil {
 		return err
 	}
+	if in.sum == nil {
+		return nil
+	}
 	if in.sum.running == nil && at == in.sum.done && max(in.size, in.u.size) < followFrom {
 		in.sum.add(p)
 	} else {
@@ -402,7 +419,7 @@ func (in *incoming) copy() error {
 		return werr
 	}
 	switch {
-	case n == 0:
+	case n == 0 || in.sum == nil:
 	case in.sum.running != nil || max(in.size, in.u.size) >= followFrom:
 		in.sum.give(hashBlock{buf: bp, n: n, at: at})
 		given = true
@@ -443,7 +460,9 @@ func (in *incoming) splice() (bool, error) {
 		if err != nil {
 			return true, err
 		}
-		in.sum.follow(in.u.size)
+		if in.sum != nil {
+			in.sum.follow(in.u.size)
+		}
 		if err := in.x.allow(int64(n)); err != nil {
 			return true, err
 		}
@@ -498,6 +517,12 @@ func (in *incoming) end() error {
 	if in.size >= 0 && u.size != in.size || e.Size != nil && *e.Size != u.size && *e.Size != u.size-u.start {
 		return errSize
 	}
+	if in.sum == nil {
+		if e.SHA256 == "" {
+			return nil
+		}
+		in.digest() // he has one after all
+	}
 	sum, err := in.sum.finish(u.size)
 	if err != nil {
 		return err
@@ -536,7 +561,10 @@ func (in *incoming) conclude(err error) error {
 	case err != nil:
 		return s.fail(err)
 	}
-	a := &putAnswer{answer: answer{Code: codeDataClosed, Text: "Complete."}, Size: &u.size, SHA256: hex.EncodeToString(u.sum)}
+	a := &putAnswer{answer: answer{Code: codeDataClosed, Text: "Complete."}, Size: &u.size}
+	if u.sum != nil {
+		a.SHA256 = hex.EncodeToString(u.sum)
+	}
 	if left, limited := s.jail.left(); limited {
 		a.Left = &left
 	}
@@ -597,6 +625,9 @@ func (s *session) doGet(q *request) error {
 		if q.Offset < 0 || q.Size != nil && *q.Size < 0 {
 			return s.badField("offset and size are not below 0.")
 		}
+		if q.SHA256 != "" && q.SHA256 != noDigest {
+			return s.badField(`sha256 of a get is "none", or left out.`)
+		}
 		f, e, err := s.jail.openFile(p)
 		if err != nil {
 			return s.fail(err)
@@ -619,6 +650,9 @@ func (s *session) doGet(q *request) error {
 			sum, err = out.small()
 		} else {
 			_, err = s.watched(x, s.verb+" "+p, func() (err error) {
+				if q.SHA256 == noDigest {
+					return out.move(nil)
+				}
 				sum, err = out.send(&e, p)
 				return err
 			})
@@ -628,7 +662,10 @@ func (s *session) doGet(q *request) error {
 		if err != nil {
 			return s.endOfData(err)
 		}
-		s.frame(frameEnd, fmt.Appendf(nil, `{"size":%d,"sha256":"%x"}`, n, sum))
+		if q.SHA256 == noDigest {
+			sum = nil
+		}
+		s.frame(frameEnd, encodeJSON(endFrame{Size: &n, SHA256: hex.EncodeToString(sum)}))
 		s.reply(codeDataClosed, "Complete.")
 		return nil
 	})

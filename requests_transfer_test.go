@@ -487,3 +487,34 @@ func TestOnUploadAfterPut(t *testing.T) {
 		return strings.Contains(string(got), "/f\n") && strings.Contains(string(got), hexSum("content"))
 	})
 }
+
+// TestWithoutDigest: who says that he wants none has none computed, large or small; one
+// that comes all the same is compared.
+func TestWithoutDigest(t *testing.T) {
+	frameWays(t, "", "", func(t *testing.T, b *ftpBox, c *frameClient) {
+		for _, n := range []int{0, 5, followFrom + 7} {
+			text := strings.Repeat("0123456789", n/10+1)[:n]
+			c.upload("f", text, `,"sha256":"none"`) // whose F has the digest
+			if o := c.wantEnd(226, ""); o.SHA256 != hexSum(text) {
+				t.Errorf("%d bytes: %s", n, o.raw)
+			}
+			c.frame(frameRequest, `{"do":"put","path":"f","sha256":"none"}`)
+			for rest := text; rest != ""; {
+				k := min(len(rest), maxFrame)
+				c.frame(frameData, rest[:k])
+				rest = rest[k:]
+			}
+			c.frame(frameEnd, "")
+			if o := c.wantEnd(226, ""); o.SHA256 != "" || *o.Size != int64(n) {
+				t.Errorf("%d bytes: %s", n, o.raw)
+			}
+			if got := b.content(t, "f"); got != text {
+				t.Errorf("%d bytes: %d arrived", n, len(got))
+			}
+			o := c.do(`{"do":"get","path":"f","sha256":"none"}`, 226, "")
+			if string(o.data) != text || strings.Contains(o.ends[0], "sha256") {
+				t.Errorf("get of %d bytes: %d, %s", n, len(o.data), o.ends[0])
+			}
+		}
+	})
+}
