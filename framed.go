@@ -12,12 +12,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -146,6 +150,63 @@ func encodeJSON(v any) []byte {
 		panic(err) // no type that is sent has anything that cannot be
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'})
+}
+
+// flushMore sends what is queued as the beginning of a segment, not as one.
+func (s *session) flushMore(tcp *net.TCPConn) error {
+	if s.outErr != nil {
+		return s.outErr
+	}
+	tcp.SetWriteDeadline(time.Now().Add(writeTimeout))
+	rc, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	rest := s.out
+	werr := rc.Write(func(fd uintptr) bool {
+		for len(rest) > 0 {
+			var n int
+			n, err = unix.SendmsgN(int(fd), rest, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			switch err {
+			case nil:
+				rest = rest[n:]
+			case unix.EINTR:
+			case unix.EAGAIN:
+				return false
+			default:
+				return true
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = werr
+	}
+	if cap(s.out) == outBuffer {
+		b := s.out
+		outBuffers.Put(&b)
+	}
+	s.out = nil
+	if err != nil {
+		if errno, ok := err.(syscall.Errno); ok {
+			err = &net.OpError{Op: "write", Net: "tcp", Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("sendmsg", errno)}
+		}
+		s.outErr = err
+	}
+	return err
+}
+
+// writeFrame sends a frame that is too large to be queued, behind what is.
+func (s *session) writeFrame(frame []byte, timeout time.Duration) error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if err := s.flushLocked(); err != nil {
+		return err
+	}
+	s.conn.SetWriteDeadline(time.Now().Add(timeout))
+	_, s.outErr = s.conn.Write(frame)
+	s.fr.sent = time.Now()
+	return s.outErr
 }
 
 // --- reading ---

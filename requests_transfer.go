@@ -17,7 +17,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -172,7 +171,7 @@ func (in *incoming) parse(q *request) (bad string) {
 		in.bare = true
 	} else if q.SHA256 != "" {
 		if bad := badDigest(q.SHA256); bad != "" {
-			return bad
+			return bad + ` Or it is "none", to do without.`
 		}
 		in.want = append(in.want, strings.ToLower(q.SHA256))
 	}
@@ -185,7 +184,7 @@ const noDigest = "none"
 
 func badDigest(sum string) string {
 	if b, err := hex.DecodeString(sum); err != nil || len(b) != sha256.Size {
-		return `sha256 is 64 hexadecimal digits, or "none" to do without.`
+		return "sha256 is 64 hexadecimal digits."
 	}
 	return ""
 }
@@ -799,50 +798,6 @@ func (o *outgoing) sendfileFrame(tcp *net.TCPConn, n int) error {
 	return nil
 }
 
-// flushMore sends what is queued as the beginning of a segment, not as one.
-func (s *session) flushMore(tcp *net.TCPConn) error {
-	if s.outErr != nil {
-		return s.outErr
-	}
-	tcp.SetWriteDeadline(time.Now().Add(writeTimeout))
-	rc, err := tcp.SyscallConn()
-	if err != nil {
-		return err
-	}
-	rest := s.out
-	werr := rc.Write(func(fd uintptr) bool {
-		for len(rest) > 0 {
-			var n int
-			n, err = unix.SendmsgN(int(fd), rest, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			switch err {
-			case nil:
-				rest = rest[n:]
-			case unix.EINTR:
-			case unix.EAGAIN:
-				return false
-			default:
-				return true
-			}
-		}
-		return true
-	})
-	if err == nil {
-		err = werr
-	}
-	if cap(s.out) == outBuffer {
-		b := s.out
-		outBuffers.Put(&b)
-	}
-	s.out = nil
-	if err != nil {
-		if errno, ok := err.(syscall.Errno); ok {
-			err = &net.OpError{Op: "write", Net: "tcp", Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("sendmsg", errno)}
-		}
-		s.outErr = err
-	}
-	return err
-}
-
 // copy is D frames by way of a buffer: under TLS and on unix sockets, and where
 // there is not much. w, if not nil, hashes what the buffers hold.
 func (o *outgoing) copy(w *follower) error {
@@ -891,17 +846,4 @@ func (o *outgoing) copyFrame(frame []byte) error {
 		return err
 	}
 	return o.s.writeFrame(frame, o.x.timeout)
-}
-
-// writeFrame sends a frame that is too large to be queued, behind what is.
-func (s *session) writeFrame(frame []byte, timeout time.Duration) error {
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	if err := s.flushLocked(); err != nil {
-		return err
-	}
-	s.conn.SetWriteDeadline(time.Now().Add(timeout))
-	_, s.outErr = s.conn.Write(frame)
-	s.fr.sent = time.Now()
-	return s.outErr
 }
