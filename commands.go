@@ -638,9 +638,7 @@ func (s *session) execFramed(j *job) error {
 		in.stdin = newStdinQueue()
 		p.stdin = in.stdin
 	}
-	started := false
 	p.started = func() {
-		started = true
 		s.reply(codeDataOpening, "Running.")
 		s.flush()
 	}
@@ -683,12 +681,12 @@ func (s *session) execFramed(j *job) error {
 	if broken != nil {
 		return broken
 	}
-	s.answer(s.execResult(x, r, started))
+	s.answer(s.execResult(x, r))
 	return nil
 }
 
 // execResult is the final answer to a command.
-func (s *session) execResult(x *transfer, r programResult, started bool) *execAnswer {
+func (s *session) execResult(x *transfer, r programResult) *execAnswer {
 	a := &execAnswer{answer: answer{Code: codeDataClosed, Reason: s.reasonOf(x, r)}, CPU: r.cpu.Milliseconds(), MaxRSS: r.maxRSS, Bytes: r.out}
 	if r.exit >= 0 {
 		a.Exit = &r.exit

@@ -96,7 +96,7 @@ func (w *follower) follow(size int64) {
 func (w *follower) give(b hashBlock) {
 	w.run()
 	w.mu.Lock()
-	for len(w.blocks) >= maxBlocks {
+	for len(w.blocks) >= maxBlocks && !w.ended {
 		w.changed.Wait()
 	}
 	w.blocks = append(w.blocks, b)
@@ -115,7 +115,13 @@ func (w *follower) run() {
 
 func (w *follower) loop() {
 	defer close(w.running)
-	defer w.guard(func() { w.err = errors.New("panic while hashing") })
+	defer w.guard(func() {
+		w.err = errors.New("panic while hashing")
+		w.mu.Lock()
+		w.ended = true // nobody waits for room any more
+		w.mu.Unlock()
+		w.changed.Broadcast()
+	})
 	for {
 		w.mu.Lock()
 		for w.target <= w.done && !w.ended && len(w.blocks) == 0 {

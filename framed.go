@@ -76,10 +76,9 @@ func (s *session) cmdFRAM(arg string) error {
 		return nil
 	}
 	s.reply(codeOK, "Frames from here on.")
-	s.arm.dismiss()
-	user, method, cwd := s.user, s.method, s.cwd
+	cwd := s.cwd
 	s.forget()
-	s.user, s.method, s.cwd = user, method, cwd
+	s.cwd = cwd
 	in := newFrameReader(s.in.raw[s.in.r:s.in.w])
 	s.dropLineReader()
 	s.setVerb("") // the answer is counted; what comes has other names

@@ -124,10 +124,8 @@ func (s *session) doPut(q *request) error {
 		in.u = u
 		in.x = s.framedTransfer(true, s.limiterFor(true))
 		end := s.running(in.x, s.verb+" "+p)
+		defer in.release()
 		err = in.receive()
-		if in.sum != nil {
-			defer in.sum.stop()
-		}
 		if err == nil && !when.IsZero() {
 			err = setFileTime(u.file, when)
 		}
@@ -135,12 +133,7 @@ func (s *session) doPut(q *request) error {
 			err = unix.Fchmod(int(u.file.Fd()), mode&0o777)
 		}
 		end()
-		if in.pipe != nil {
-			in.pipe.close()
-		}
-		if in.sum != nil {
-			in.sum.stop()
-		}
+		in.release()
 		cause := in.x.explain(err)
 		err = s.settle(p, u, in.x, started, cause)
 		var broken *protocolError
@@ -155,6 +148,17 @@ func (s *session) doPut(q *request) error {
 		}
 		return in.conclude(err)
 	})
+}
+
+// release gives back what the transfer alone needs, before the upload ends.
+func (in *incoming) release() {
+	if in.pipe != nil {
+		in.pipe.close()
+		in.pipe = nil
+	}
+	if in.sum != nil {
+		in.sum.stop()
+	}
 }
 
 // parse takes the request's words about the content; bad is what is wrong.
