@@ -113,7 +113,7 @@ func TestProtocolRequests(t *testing.T) {
 	answers := map[string]reflect.Type{
 		"login": reflect.TypeFor[welcome](), "cd": reflect.TypeFor[cdAnswer](), "time": reflect.TypeFor[timeAnswer](),
 		"stat": reflect.TypeFor[statAnswer](), "get": reflect.TypeFor[getAnswer](), "put": reflect.TypeFor[putAnswer](),
-		"usage": reflect.TypeFor[usageAnswer](), "exec": reflect.TypeFor[execAnswer](),
+		"list": reflect.TypeFor[listEnd](), "usage": reflect.TypeFor[usageAnswer](), "exec": reflect.TypeFor[execAnswer](),
 	}
 	known := map[string]bool{"do": true, "id": true}
 	var documented, real []string

@@ -369,18 +369,32 @@ func (s *session) doList(q *request) error {
 	if err != nil {
 		return s.fail(err)
 	}
-	return s.lines(func(w io.Writer) error { return s.listDir(w, d, p, "", q.Recursive, 0) })
+	end := &listEnd{answer: answer{Code: codeDataClosed, Text: "Done."}}
+	return s.linesUpTo(end, func(w io.Writer) error { return s.listDir(w, d, p, "", q.Recursive, 0, &end.Skipped) })
+}
+
+// listEnd is the last answer to a list.
+type listEnd struct {
+	answer
+	// Skipped counts the directories that could not be opened: who makes another tree
+	// the same must not take them for empty.
+	Skipped int64 `json:"skipped,omitempty"`
 }
 
 // lines answers a request with lines of JSON.
 func (s *session) lines(write func(w io.Writer) error) error {
+	return s.linesUpTo(&answer{Code: codeDataClosed, Text: "Done."}, write)
+}
+
+// linesUpTo is lines with another last answer, which write may fill.
+func (s *session) linesUpTo(last interface{ base() *answer }, write func(w io.Writer) error) error {
 	s.reply(codeDataOpening, "Here it comes.")
 	x := newTransfer(0, nil)
 	_, err := s.watched(x, s.verb, func() error { return write(dataWriter{s, x}) })
 	if err != nil {
 		return s.endOfData(err)
 	}
-	s.reply(codeDataClosed, "Done.")
+	s.answer(last)
 	return nil
 }
 
@@ -398,7 +412,7 @@ func (s *session) endOfData(err error) error {
 
 // listDir writes a line for each name in d, and then what is below its
 // directories, which are read a second time for it: names are remembered nowhere.
-func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive bool, depth int) error {
+func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive bool, depth int, skipped *int64) error {
 	err := writeListing(w, d, true, nil, func(b []byte, e *entry) []byte {
 		return append(append(appendFields(append(b, '{'), prefix+e.name, e), '}'), '\n')
 	})
@@ -409,16 +423,22 @@ func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive
 	return s.below(p, depth, func(name string) error {
 		sub, err := s.jail.openDir(path.Join(p, name))
 		if err != nil {
-			return nil // removed meanwhile, or not to be read: its own line has told of it
+			if !errors.Is(err, unix.ENOENT) { // else removed meanwhile
+				*skipped++
+			}
+			return nil // its own line has told of it
 		}
-		return s.listDir(w, sub, path.Join(p, name), prefix+name+"/", true, depth+1)
-	})
+		return s.listDir(w, sub, path.Join(p, name), prefix+name+"/", true, depth+1, skipped)
+	}, skipped)
 }
 
-// below calls fn for each directory in p.
-func (s *session) below(p string, depth int, fn func(name string) error) error {
+// below calls fn for each directory in p, and counts it as skipped if it cannot.
+func (s *session) below(p string, depth int, fn func(name string) error, skipped *int64) error {
 	d, err := s.jail.openDir(p)
 	if err != nil {
+		if !errors.Is(err, unix.ENOENT) {
+			*skipped++
+		}
 		return nil
 	}
 	defer d.close()
