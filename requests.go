@@ -25,6 +25,9 @@ const (
 	// maxDepth bounds how deep a recursive request goes: each level holds a directory
 	// open, and no tree that people make is half as deep.
 	maxDepth = 100
+	// keptNames is how many bytes of names a directory that is being listed remembers,
+	// for each level of a recursive list: some thousand directories in one.
+	keptNames = 32 << 10
 	// smallGet is the largest file that travels through the queue of answers, so
 	// that many of them leave with one write.
 	smallGet = 16 << 10
@@ -308,7 +311,9 @@ func appendFields(b []byte, name string, e *entry) []byte {
 }
 
 // modeText is a mode as all answers tell it: four digits.
-func modeText(mode uint32) string { return fmt.Sprintf("%04o", mode&0o7777) }
+func modeText(mode uint32) string {
+	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
+}
 
 // appendJSONString is name as a JSON string. Most names need no thought.
 func appendJSONString(b []byte, name string) []byte {
@@ -410,17 +415,25 @@ func (s *session) endOfData(err error) error {
 	return s.fail(err)
 }
 
-// listDir writes a line for each name in d, and then what is below its
-// directories, which are read a second time for it: names are remembered nowhere.
+// listDir writes a line for each name in d, and then what is below its directories.
+// Their names are remembered up to keptNames bytes; where there are more, d's directory
+// is read a second time.
 func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive bool, depth int, skipped *int64) error {
+	var dirs []string
+	kept := 0
 	err := writeListing(w, d, true, nil, func(b []byte, e *entry) []byte {
+		if recursive && e.isDir() {
+			if kept += len(e.name); kept <= keptNames {
+				dirs = append(dirs, strings.Clone(e.name))
+			}
+		}
 		return append(append(appendFields(append(b, '{'), prefix+e.name, e), '}'), '\n')
 	})
 	d.close() // the second reading opens its own
 	if err != nil || !recursive {
 		return err
 	}
-	return s.below(p, depth, func(name string) error {
+	list := func(name string) error {
 		sub, err := s.jail.openDir(path.Join(p, name))
 		if err != nil {
 			if !errors.Is(err, unix.ENOENT) { // else removed meanwhile
@@ -429,7 +442,19 @@ func (s *session) listDir(w io.Writer, d *dirStream, p, prefix string, recursive
 			return nil // its own line has told of it
 		}
 		return s.listDir(w, sub, path.Join(p, name), prefix+name+"/", true, depth+1, skipped)
-	}, skipped)
+	}
+	switch {
+	case len(dirs) > 0 && depth >= maxDepth:
+		return errTooDeep
+	case kept > keptNames:
+		return s.below(p, depth, list, skipped)
+	}
+	for _, name := range dirs {
+		if err := list(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // below calls fn for each directory in p, and counts it as skipped if it cannot.
