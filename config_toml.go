@@ -18,6 +18,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"unicode"
@@ -487,8 +488,9 @@ func (w *positionWalker) inside(path string, key, value *unstable.Node) {
 func (doc *tomlDocument) decode(v reflect.Value) { doc.table("", doc.tree, v) }
 
 func (doc *tomlDocument) sort() {
-	slices.SortStableFunc(doc.errs, func(a, b configError) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Key, b.Key))
+	sort.SliceStable(doc.errs, func(i, j int) bool {
+		a, b := &doc.errs[i], &doc.errs[j]
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Key, b.Key)) < 0
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,7 +93,7 @@ func (j *jail) openDir(p string) (*dirStream, error) {
 				d.shares = append(d.shares, e)
 			}
 		}
-		slices.SortFunc(d.shares, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+		sort.Slice(d.shares, func(i, j int) bool { return d.shares[i].name < d.shares[j].name })
 	}
 	return d, nil
 }

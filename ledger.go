@@ -24,7 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+	"sort"
 	"sync"
 	"time"
 
@@ -234,7 +234,7 @@ func (l *ledger) save(homes map[string]string, clean bool) error {
 func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	slices.SortFunc(entries, func(a, b ledgerEntry) int { return strings.Compare(a.Home, b.Home) })
+	sort.Slice(entries, func(i, j int) bool { return entries[i].Home < entries[j].Home })
 	if entries == nil {
 		entries = []ledgerEntry{}
 	}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 	"syscall"
 
@@ -316,7 +317,9 @@ func editUserFile(data []byte, edits map[string]string) ([]byte, error) {
 	if s := added.String(); s != "" && s != "\n" {
 		changes = append(changes, change{insertAt, insertAt, s})
 	}
-	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to)) })
+	sort.SliceStable(changes, func(i, j int) bool {
+		return cmp.Or(cmp.Compare(changes[i].from, changes[j].from), cmp.Compare(changes[i].to, changes[j].to)) < 0
+	})
 	var out []byte
 	at := 0
 	for _, ch := range changes {

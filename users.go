@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -269,7 +270,7 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 		c.Path = checkUserDir(c.Path, usersDir, stateDir, func(problem string) { bad(key+".path", "%s", problem) })
 		u.Shares[share] = c
 	}
-	slices.SortStableFunc(errs, func(a, b configError) int { return cmp.Compare(a.Line, b.Line) })
+	sort.SliceStable(errs, func(i, j int) bool { return errs[i].Line < errs[j].Line })
 	return u, errs
 }
 
