@@ -30,13 +30,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -268,7 +268,7 @@ func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 		return exitNoConn
 	}
 	fmt.Fprintf(stdout, "%s\n", answer)
-	if status != http.StatusOK {
+	if status != httpOK {
 		return exitFailed
 	}
 	return exitOK
@@ -277,7 +277,8 @@ func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 // askHealthz asks the daemon's http listener and returns the status code and
 // what the page says. It is not http.Client because that links HTTP/2, proxies
 // and redirects, some 450 KB that a question on loopback has no use for. The
-// request is HTTP/1.0, so the answer ends with the connection.
+// request is HTTP/1.0, so the answer ends with the connection; what is no answer
+// of HTTP, or less than it promises, is an error.
 func askHealthz(address string) (status int, answer []byte, err error) {
 	deadline := time.Now().Add(healthTimeout)
 	conn, err := (&net.Dialer{Deadline: deadline}).Dial("tcp", address)
@@ -291,15 +292,24 @@ func askHealthz(address string) (status int, answer []byte, err error) {
 	if _, err := io.WriteString(conn, "GET /healthz HTTP/1.0\r\nUser-Agent: berth\r\n\r\n"); err != nil {
 		return 0, nil, err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, healthAnswerLimit)), nil)
+	all, err := io.ReadAll(io.LimitReader(conn, healthAnswerLimit))
 	if err != nil {
 		return 0, nil, fmt.Errorf("%s: %w", address, err)
 	}
-	defer resp.Body.Close()
-	if answer, err = io.ReadAll(io.LimitReader(resp.Body, healthPageLimit)); err != nil {
-		return 0, nil, fmt.Errorf("%s: %w", address, err)
+	head, page, whole := bytes.Cut(all, []byte("\r\n\r\n"))
+	first, fields, _ := strings.Cut(string(head), "\r\n")
+	version, rest, _ := strings.Cut(first, " ")
+	code, _, _ := strings.Cut(rest, " ")
+	if status, err = strconv.Atoi(code); err != nil || status < 100 || !whole || !strings.HasPrefix(version, "HTTP/1.") {
+		return 0, nil, fmt.Errorf("%s: this is no answer of HTTP", address)
 	}
-	return resp.StatusCode, bytes.TrimSpace(answer), nil
+	for line := range strings.Lines(fields) {
+		name, value, _ := strings.Cut(line, ":")
+		if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && strings.EqualFold(name, "Content-Length") && n > len(page) && len(all) < healthAnswerLimit {
+			return 0, nil, fmt.Errorf("%s: the answer was cut short", address)
+		}
+	}
+	return status, bytes.TrimSpace(page[:min(len(page), healthPageLimit)]), nil
 }
 
 // --- serve ---

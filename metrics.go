@@ -14,9 +14,7 @@ import (
 	"fmt"
 	"html"
 	"io"
-	"log/slog"
 	"maps"
-	"net/http"
 	"runtime"
 	"slices"
 	"strconv"
@@ -49,13 +47,6 @@ const (
 	// scrapesInFlight bounds the memory that impatient scrapers can hold; two
 	// Prometheus servers and a person with curl are the usual most.
 	scrapesInFlight = 4
-
-	// Bounds for the HTTP listener. Requests have no body and small headers;
-	// writing takes at most a scrape's time and the network's.
-	httpHeaderTimeout  = 5 * time.Second
-	httpWriteTimeout   = scrapeTimeout + 5*time.Second
-	httpIdleTimeout    = 2 * time.Minute // longer than the usual scrape interval of 1 min
-	httpMaxHeaderBytes = 16 << 10
 )
 
 // metrics counts what berth does. All methods may be called from any
@@ -437,45 +428,37 @@ func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question
 // handler serves the http listener: /metrics, /healthz (the process answers),
 // /readyz (503 and the reason while ready returns an error) and / (a page for
 // people, with the lines that status writes; both functions may be nil).
-// Only GET and HEAD are answered; nothing here changes anything.
-func (m *metrics) handler(ready func() error, status func(w io.Writer)) http.Handler {
-	metricsPage := http.TimeoutHandler(&scrapeHandler{
-		gather:   m.registry.Gather,
-		inFlight: make(chan struct{}, scrapesInFlight),
-	}, scrapeTimeout, fmt.Sprintf("The scrape took more than %v.\n", scrapeTimeout))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Cache-Control", "no-store")
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			h.Set("Allow", "GET, HEAD")
-			http.Error(w, "Only GET and HEAD are answered here.", http.StatusMethodNotAllowed)
-			return
-		}
-		switch r.URL.Path {
+// Nothing here changes anything.
+func (m *metrics) handler(ready func() error, status func(w io.Writer)) httpHandler {
+	scrapes := &scrapeHandler{gather: m.registry.Gather, inFlight: make(chan struct{}, scrapesInFlight)}
+	metricsPage := httpWithin(scrapeTimeout, scrapes.answer, fmt.Sprintf("The scrape took more than %v.", scrapeTimeout))
+	return func(a *httpAnswer, q *httpRequest) {
+		a.set("X-Content-Type-Options", "nosniff")
+		a.set("Cache-Control", "no-store")
+		switch q.url.Path {
 		case "/metrics":
 			m.runtimeOnce.Do(m.addRuntime)
-			metricsPage.ServeHTTP(w, r)
+			metricsPage(a, q)
 		case "/healthz":
-			h.Set("Content-Type", "text/plain; charset=utf-8")
-			io.WriteString(w, "ok\n")
+			a.set("Content-Type", "text/plain; charset=utf-8")
+			a.body.WriteString("ok\n")
 		case "/readyz":
 			if ready != nil {
 				if err := ready(); err != nil {
-					http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+					a.fail(httpUnavailable, "not ready: "+err.Error())
 					return
 				}
 			}
-			h.Set("Content-Type", "text/plain; charset=utf-8")
-			io.WriteString(w, "ready\n")
+			a.set("Content-Type", "text/plain; charset=utf-8")
+			a.body.WriteString("ready\n")
 		case "/":
-			h.Set("Content-Type", "text/html; charset=utf-8")
-			h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-			m.writeStatusPage(w, status)
+			a.set("Content-Type", "text/html; charset=utf-8")
+			a.set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+			m.writeStatusPage(&a.body, status)
 		default:
-			http.NotFound(w, r)
+			a.fail(httpNotFound, "There is no such page.")
 		}
-	})
+	}
 }
 
 // A scrapeHandler answers /metrics as promhttp does, header for header. It is
@@ -489,34 +472,32 @@ type scrapeHandler struct {
 	zippers  sync.Pool     // of *gzip.Writer, each of which holds most of a megabyte
 }
 
-func (s *scrapeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *scrapeHandler) answer(a *httpAnswer, q *httpRequest) {
 	select {
 	case s.inFlight <- struct{}{}:
 		defer func() { <-s.inFlight }()
 	default:
-		http.Error(w, fmt.Sprintf("%d scrapes are running, which is the limit; try again later.", cap(s.inFlight)),
-			http.StatusServiceUnavailable)
+		a.fail(httpUnavailable, fmt.Sprintf("%d scrapes are running, which is the limit; try again later.", cap(s.inFlight)))
 		return
 	}
 	families, err := s.gather()
 	if err != nil && len(families) == 0 { // one source that fails must not hide the rest
-		http.Error(w, "no metrics could be gathered: "+err.Error(), http.StatusInternalServerError)
+		a.fail(httpServerError, "no metrics could be gathered: "+err.Error())
 		return
 	}
 
-	format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultAcceptedFormats()...)
-	h := w.Header()
-	h.Add("Vary", "Accept")
-	h.Add("Vary", "Accept-Encoding")
-	h.Set("Content-Type", string(format))
-	var body io.Writer = w
-	if gzipPreferred(r.Header) {
-		h.Set("Content-Encoding", "gzip")
+	format := expfmt.NegotiateAccept(map[string][]string{"Accept": q.header.values("Accept")}, expfmt.DefaultAcceptedFormats()...)
+	a.set("Vary", "Accept")
+	a.set("Vary", "Accept-Encoding")
+	a.set("Content-Type", string(format))
+	var body io.Writer = &a.body
+	if gzipPreferred(q.header.values("Accept-Encoding")) {
+		a.set("Content-Encoding", "gzip")
 		zip, ok := s.zippers.Get().(*gzip.Writer)
 		if !ok {
 			zip = gzip.NewWriter(nil)
 		}
-		zip.Reset(w)
+		zip.Reset(&a.body)
 		defer func() {
 			zip.Close()
 			s.zippers.Put(zip)
@@ -525,12 +506,10 @@ func (s *scrapeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 
 	// Prometheus' federation and people pick families by name.
-	only := r.URL.Query()["name[]"]
+	only := q.url.Query()["name[]"]
 	for _, family := range families {
 		if len(only) == 0 || slices.Contains(only, family.GetName()) {
-			// What cannot be encoded is left out; a scraper that went away
-			// fails every family alike, and soon.
-			writeFamily(body, format, family)
+			writeFamily(body, format, family) // what cannot be encoded is left out
 		}
 	}
 }
@@ -554,9 +533,9 @@ func writeFamily(w io.Writer, format expfmt.Format, family *dto.MetricFamily) (e
 // gzipPreferred reports whether Accept-Encoding (RFC 9110 section 12.5.3) names
 // gzip with a weight above identity's. * stands for identity, which every client
 // can read; an identity that is not named weighs nothing.
-func gzipPreferred(h http.Header) bool {
+func gzipPreferred(accepted []string) bool {
 	gzipWeight, identityWeight := 0.0, 0.0
-	for _, line := range h.Values("Accept-Encoding") {
+	for _, line := range accepted {
 		for member := range strings.SplitSeq(line, ",") {
 			coding, parameter, weighted := strings.Cut(member, ";")
 			weight := 1.0
@@ -601,18 +580,4 @@ func (m *metrics) writeStatusPage(w io.Writer, status func(io.Writer)) {
 </body>
 </html>
 `, html.EscapeString(lines.String()))
-}
-
-// newHTTPServer returns the server for the http listener, with a bound on
-// everything a stranger could hold open. What net/http has to say goes to log.
-func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: httpHeaderTimeout,
-		ReadTimeout:       httpHeaderTimeout,
-		WriteTimeout:      httpWriteTimeout,
-		IdleTimeout:       httpIdleTimeout,
-		MaxHeaderBytes:    httpMaxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
 }

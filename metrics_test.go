@@ -72,6 +72,23 @@ func exercisedMetrics() *metrics {
 	return m
 }
 
+// ServeHTTP lets the tests ask a handler as they ask the library's.
+func (h httpHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	q := &httpRequest{method: r.Method, url: r.URL}
+	for name, values := range r.Header {
+		for _, value := range values {
+			q.header = append(q.header, struct{ name, value string }{name, value})
+		}
+	}
+	a := &httpAnswer{status: httpOK}
+	h(a, q)
+	for _, f := range a.header {
+		w.Header().Add(f.name, f.value)
+	}
+	w.WriteHeader(a.status)
+	w.Write(a.body.Bytes())
+}
+
 func getPage(t *testing.T, h http.Handler, method, path string, header ...string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequest(method, path, nil)
@@ -288,15 +305,10 @@ func TestHTTPPages(t *testing.T) {
 		{up, "GET", "/nothing", 404, ""},
 		{up, "GET", "/metrics/", 404, ""},
 		{up, "GET", "/../metrics", 404, ""},
-		{up, "POST", "/metrics", 405, ""},
-		{up, "DELETE", "/", 405, ""},
 	} {
 		w := getPage(t, tt.h, tt.method, tt.path)
 		if w.Code != tt.code || !strings.Contains(w.Body.String(), tt.body) {
 			t.Errorf("%s %s = %d %q; want %d with %q", tt.method, tt.path, w.Code, w.Body, tt.code, tt.body)
-		}
-		if w.Code == 405 && w.Header().Get("Allow") != "GET, HEAD" {
-			t.Errorf("%s %s: Allow = %q", tt.method, tt.path, w.Header().Get("Allow"))
 		}
 	}
 	if page := getPage(t, up, "GET", "/").Body.String(); strings.Contains(page, "<script") {
@@ -330,7 +342,7 @@ func TestScrapeAsPromhttp(t *testing.T) {
 		t.Fatal(err)
 	}
 	gathered := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, nil })
-	ours := &scrapeHandler{gather: gathered, inFlight: make(chan struct{}, 1)}
+	ours := httpHandler((&scrapeHandler{gather: gathered, inFlight: make(chan struct{}, 1)}).answer)
 	theirs := promhttp.HandlerFor(gathered, promhttp.HandlerOpts{
 		ErrorHandling:       promhttp.ContinueOnError,
 		MaxRequestsInFlight: 1,
@@ -421,7 +433,7 @@ func TestScrapeOfNothing(t *testing.T) {
 		gather:   func() ([]*dto.MetricFamily, error) { return nil, errors.New("all is lost") },
 		inFlight: make(chan struct{}, 1),
 	}
-	if w := getPage(t, h, "GET", "/metrics"); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "all is lost") {
+	if w := getPage(t, httpHandler(h.answer), "GET", "/metrics"); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "all is lost") {
 		t.Errorf("GET /metrics = %d %q", w.Code, w.Body)
 	}
 }
@@ -429,7 +441,7 @@ func TestScrapeOfNothing(t *testing.T) {
 // The client of berth health is our own, so it must stand what may listen where
 // berth should.
 func TestAskHealthz(t *testing.T) {
-	page := newHTTPServer(newMetrics("v", "r", metricSources{}).handler(nil, nil), slog.New(slog.DiscardHandler))
+	page := newHTTPServer(newMetrics("v", "r", metricSources{}).handler(nil, nil), func() {}, slog.New(slog.DiscardHandler))
 	long := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusTeapot)
 		w.Write(bytes.Repeat([]byte("x"), 1<<20))
@@ -440,6 +452,7 @@ func TestAskHealthz(t *testing.T) {
 			if err != nil {
 				return
 			}
+			c.Read(make([]byte, 1<<10)) // closing with the question unread would be a reset
 			io.WriteString(c, words)
 			c.Close()
 		}
@@ -449,12 +462,19 @@ func TestAskHealthz(t *testing.T) {
 		status int // 0: no answer
 		answer string
 	}{
-		"berth":       {func(ln net.Listener) { page.Serve(ln) }, 200, "ok"},
+		"berth": {func(ln net.Listener) {
+			if c, err := ln.Accept(); err == nil {
+				page.serve(c)
+			}
+		}, 200, "ok"},
 		"other":       {func(ln net.Listener) { http.Serve(ln, long) }, 418, strings.Repeat("x", healthPageLimit)},
 		"ftp":         {speak("220 ready\r\n"), 0, ""},
 		"hangs up":    {speak(""), 0, ""},
 		"endless":     {speak("HTTP/1.0 200 OK\r\nX: " + strings.Repeat("x", 2*healthAnswerLimit) + "\r\n\r\n"), 0, ""},
 		"cut short":   {speak("HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\nok"), 0, ""},
+		"no reason":   {speak("HTTP/1.1 204\r\n\r\n"), 204, ""},
+		"no status":   {speak("HTTP/1.1 -20 OK\r\n\r\n"), 0, ""},
+		"no end":      {speak("HTTP/1.1 200 OK\r\nX: y\r\n"), 0, ""},
 		"unavailable": {speak("HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\ndown\n"), 503, "down"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -518,7 +517,7 @@ func (s *server) serve() {
 		case "control", "tls", "local":
 			s.running.Go(func() { s.accept(k) })
 		case "http":
-			s.running.Go(func() { s.serveHTTP(k.stream) })
+			s.running.Go(func() { s.serveHTTP(k) })
 		default:
 			if d == nil { // one for all sockets, as its limits are
 				d = newDatagramService(s.hello, s.metrics.datagram, s.log)
@@ -563,15 +562,14 @@ func (s *server) hello() helloInfo {
 	return h
 }
 
-// serveHTTP answers Prometheus and health checks until the listener closes.
-func (s *server) serveHTTP(ln net.Listener) {
-	h := newHTTPServer(s.metrics.handler(s.ready, s.statusPage), s.log)
-	stop := context.AfterFunc(s.ctx, func() { h.Close() })
+// serveHTTP answers Prometheus and health checks until the listener closes, and
+// lets the answers under way finish.
+func (s *server) serveHTTP(k socket) {
+	h := newHTTPServer(s.metrics.handler(s.ready, s.statusPage), s.metrics.panics.Inc, s.log)
+	stop := context.AfterFunc(s.ctx, h.close)
 	defer stop()
-	if err := h.Serve(ln); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
-		s.log.Error("http service ended", "error", err)
-	}
-	h.Close()
+	s.acceptFor(k, h.serve)
+	h.shutdown()
 }
 
 func (s *server) ready() error {
@@ -599,9 +597,15 @@ func (s *server) statusPage(w io.Writer) {
 	fmt.Fprintf(w, "sessions %d", n)
 }
 
-// accept takes connections until the listener closes. Trouble with one
-// connection, or a lack of descriptors, never ends it.
+// accept begins a session for each connection until the listener closes.
 func (s *server) accept(k socket) {
+	s.acceptFor(k, func(c net.Conn) { s.begin(c, k.kind) })
+}
+
+// acceptFor takes connections until the listener closes, and gives each to take
+// on a goroutine of its own. Trouble with one connection, or a lack of
+// descriptors, never ends it.
+func (s *server) acceptFor(k socket, take func(net.Conn)) {
 	pause := time.Duration(0)
 	for {
 		c, err := k.stream.Accept()
@@ -621,7 +625,7 @@ func (s *server) accept(k socket) {
 			continue
 		}
 		pause = 0
-		go s.begin(c, k.kind)
+		go take(c)
 	}
 }
 

@@ -1,0 +1,506 @@
+package main
+
+// http.go owns the wire of the small pages that an operator's tools ask: as much
+// HTTP/1.x (RFC 9110, RFC 9112) as a GET without content needs, and a bound on
+// everything that a stranger could hold open. It is our own because net/http's
+// server brings HTTP/2, multipart forms and file serving along: with it the
+// stripped program is 548,864 bytes larger (Go 1.26, amd64), on boxes with little
+// flash, for four pages on loopback. It knows no page and no metric; metrics.go
+// has those.
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// httpHeadLimit bounds the request line and the header fields together.
+	// Prometheus sends some 500 bytes, a browser with its cookies a few KiB.
+	httpHeadLimit = 8 << 10
+
+	// httpConnLimit bounds the connections: some scrapers, a few people and their
+	// browsers, six connections each. Past it, who has waited longest must go.
+	httpConnLimit = 64
+
+	httpHeaderTimeout = 5 * time.Second // for a request's head, once it has begun
+	httpIdleTimeout   = 2 * time.Minute // longer than the usual scrape interval of 1 min
+	// Writing takes at most a scrape's time and the network's.
+	httpWriteTimeout = scrapeTimeout + 5*time.Second
+
+	// A client that is still sending when it is refused would lose the answer to
+	// the reset that closing with unread data causes (RFC 9112 section 9.6), so
+	// that much more is read, for so long.
+	httpLingerTimeout = 500 * time.Millisecond
+	httpLingerBytes   = 256 << 10
+)
+
+// The status codes in use, RFC 9110 section 15 and RFC 6585 section 5.
+const (
+	httpOK               = 200
+	httpBadRequest       = 400
+	httpNotFound         = 404
+	httpMethodNotAllowed = 405
+	httpContentTooLarge  = 413
+	httpHeadTooLarge     = 431
+	httpServerError      = 500
+	httpUnavailable      = 503
+	httpBadVersion       = 505
+)
+
+// httpReason returns the words beside a status code, which only people read.
+func httpReason(status int) string {
+	switch status {
+	case httpOK:
+		return "OK"
+	case httpBadRequest:
+		return "Bad Request"
+	case httpNotFound:
+		return "Not Found"
+	case httpMethodNotAllowed:
+		return "Method Not Allowed"
+	case httpContentTooLarge:
+		return "Content Too Large"
+	case httpHeadTooLarge:
+		return "Request Header Fields Too Large"
+	case httpServerError:
+		return "Internal Server Error"
+	case httpUnavailable:
+		return "Service Unavailable"
+	case httpBadVersion:
+		return "HTTP Version Not Supported"
+	}
+	return "Status"
+}
+
+// httpFields are header fields in the order of the wire.
+type httpFields []struct{ name, value string }
+
+// values returns what all fields of this name say; case does not matter.
+func (f httpFields) values(name string) (all []string) {
+	for _, field := range f {
+		if strings.EqualFold(field.name, name) {
+			all = append(all, field.value)
+		}
+	}
+	return all
+}
+
+// mentions reports whether the comma-separated lists under name have token.
+func (f httpFields) mentions(name, token string) bool {
+	for _, list := range f.values(name) {
+		for member := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(strings.Trim(member, " \t"), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// An httpRequest is a request that was read in full. It has no content.
+type httpRequest struct {
+	method string
+	url    *url.URL // its Path is decoded and may be anything
+	header httpFields
+	keep   bool // the client would use the connection again
+	old    bool // it speaks HTTP/1.0
+}
+
+// An httpAnswer is what a handler makes of a request. The server adds Date,
+// Content-Length and Connection, and leaves the body out for HEAD.
+type httpAnswer struct {
+	status int
+	header httpFields
+	body   bytes.Buffer
+}
+
+// set adds a field. Neither may hold what strangers chose.
+func (a *httpAnswer) set(name, value string) {
+	a.header = append(a.header, struct{ name, value string }{name, value})
+}
+
+// fail makes the answer one line of text.
+func (a *httpAnswer) fail(status int, text string) {
+	a.status = status
+	a.set("Content-Type", "text/plain; charset=utf-8")
+	a.body.Reset()
+	a.body.WriteString(text)
+	a.body.WriteByte('\n')
+}
+
+// An httpHandler fills in the answer, whose status is 200 to begin with. It runs
+// on the connection's goroutine and must return within httpWriteTimeout.
+type httpHandler func(*httpAnswer, *httpRequest)
+
+// httpWithin bounds the time that an answer takes: after d the answer is 503 with
+// the text late. handle goes on until it returns, so it must bound by itself how
+// many of it do.
+func httpWithin(d time.Duration, handle httpHandler, late string) httpHandler {
+	return func(a *httpAnswer, q *httpRequest) {
+		done, panics := make(chan *httpAnswer, 1), make(chan any, 1)
+		go func() {
+			defer func() {
+				if v := recover(); v != nil {
+					panics <- v
+				}
+			}()
+			b := &httpAnswer{status: httpOK} // its own: this may still run when a is on its way
+			handle(b, q)
+			done <- b
+		}()
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case b := <-done:
+			a.status, a.body = b.status, b.body
+			a.header = append(a.header, b.header...)
+		case v := <-panics:
+			panic(v)
+		case <-t.C:
+			a.fail(httpUnavailable, late)
+		}
+	}
+}
+
+// An httpServer is one server for any number of listeners.
+type httpServer struct {
+	handle   httpHandler
+	panicked func() // called when a handler did; never nil
+	log      *slog.Logger
+
+	mu      sync.Mutex // guards what follows and the fields of its connections
+	conns   map[*httpConn]struct{}
+	closing bool
+	running sync.WaitGroup // one for each connection; added to while not closing
+}
+
+// An httpConn is a connection that the server may have to end.
+type httpConn struct {
+	net.Conn
+	waiting bool // no whole request has arrived, so that closing loses no answer
+	since   time.Time
+}
+
+// newHTTPServer returns a server that asks handle. panicked counts its bugs.
+func newHTTPServer(handle httpHandler, panicked func(), log *slog.Logger) *httpServer {
+	return &httpServer{handle: handle, panicked: panicked, log: log, conns: map[*httpConn]struct{}{}}
+}
+
+// serve answers on one connection until either side has enough, and closes it.
+func (s *httpServer) serve(conn net.Conn) {
+	defer conn.Close()
+	defer func() {
+		if v := recover(); v != nil {
+			s.caught(v)
+		}
+	}()
+	c := &httpConn{Conn: conn, waiting: true, since: time.Now()}
+	if !s.enter(c) {
+		return
+	}
+	defer s.leave(c)
+	r := bufio.NewReaderSize(c, httpHeadLimit)
+	for first := true; ; first = false {
+		if !first && r.Buffered() == 0 {
+			c.SetReadDeadline(time.Now().Add(httpIdleTimeout))
+			if _, err := r.Peek(1); err != nil {
+				return
+			}
+		}
+		now := time.Now()
+		c.SetReadDeadline(now.Add(httpHeaderTimeout))
+		q, err := readHTTPRequest(r)
+		var refused httpRefusal
+		if err != nil && !errors.As(err, &refused) {
+			return // the client went away, or was too slow
+		}
+		if !s.busy(c, true) {
+			return
+		}
+		c.SetWriteDeadline(time.Now().Add(httpWriteTimeout))
+		a := &httpAnswer{status: httpOK}
+		if err != nil {
+			s.log.Debug("http request refused", "addr", c.RemoteAddr(), "result", refused.status, "reason", refused.text)
+			a.set("X-Content-Type-Options", "nosniff")
+			if refused.status == httpMethodNotAllowed {
+				a.set("Allow", "GET, HEAD")
+			}
+			a.fail(refused.status, refused.text)
+		} else {
+			s.ask(a, q)
+		}
+		keep := q.keep && a.status != httpServerError && !s.ending()
+		if a.writeTo(c, q, keep) != nil {
+			return
+		}
+		if err != nil && !keep {
+			c.linger()
+		}
+		if !keep || !s.busy(c, false) {
+			return
+		}
+	}
+}
+
+// ask runs the handler; a panic in it costs this answer and this connection.
+func (s *httpServer) ask(a *httpAnswer, q *httpRequest) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.caught(v)
+			*a = httpAnswer{}
+			a.fail(httpServerError, "This is a bug; the log has more.")
+		}
+	}()
+	s.handle(a, q)
+}
+
+// caught counts and logs a panic, which must not end the daemon.
+func (s *httpServer) caught(v any) {
+	s.panicked()
+	s.log.Error("panic in the http service", "panic", v, "stack", string(debug.Stack()))
+}
+
+// enter takes a connection in. Where there are too many it ends the one that
+// has waited longest, so that whoever holds connections and asks nothing keeps
+// nobody out; it is false when there is none such, or the server is closing.
+func (s *httpServer) enter(c *httpConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	if len(s.conns) >= httpConnLimit {
+		var oldest *httpConn
+		for o := range s.conns {
+			if o.waiting && (oldest == nil || o.since.Before(oldest.since)) {
+				oldest = o
+			}
+		}
+		if oldest == nil {
+			return false
+		}
+		delete(s.conns, oldest)
+		oldest.Close()
+	}
+	s.conns[c] = struct{}{}
+	s.running.Add(1)
+	return true
+}
+
+func (s *httpServer) leave(c *httpConn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.running.Done()
+}
+
+// busy notes that an answer is being made, or that one was given and another
+// request may come. It is false when the connection has no future.
+func (s *httpServer) busy(c *httpConn, busy bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.waiting, c.since = !busy, time.Now()
+	_, in := s.conns[c]
+	return in && !s.closing
+}
+
+func (s *httpServer) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+// shutdown ends what waits, lets answers under way finish, and returns when
+// there are none. Nothing is answered after it.
+func (s *httpServer) shutdown() {
+	s.end(func(c *httpConn) bool { return c.waiting })
+	s.running.Wait()
+}
+
+// close ends all connections at once. It may be called at any time.
+func (s *httpServer) close() {
+	s.end(func(*httpConn) bool { return true })
+}
+
+func (s *httpServer) end(which func(*httpConn) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closing = true
+	for c := range s.conns {
+		if which(c) {
+			c.Close()
+		}
+	}
+}
+
+// linger reads on for a moment, so that a client that is still sending gets to
+// read why it was refused.
+func (c *httpConn) linger() {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+		c.SetReadDeadline(time.Now().Add(httpLingerTimeout))
+		io.CopyN(io.Discard, c, httpLingerBytes)
+	}
+}
+
+// writeTo sends the answer in one write. q says whom it is for.
+func (a *httpAnswer) writeTo(w io.Writer, q *httpRequest, keep bool) error {
+	var head bytes.Buffer
+	head.WriteString("HTTP/1.1 " + strconv.Itoa(a.status) + " " + httpReason(a.status) + "\r\n")
+	for _, f := range a.header {
+		head.WriteString(f.name + ": " + f.value + "\r\n")
+	}
+	head.WriteString("Date: " + time.Now().UTC().Format(httpDate) + "\r\n")
+	head.WriteString("Content-Length: " + strconv.Itoa(a.body.Len()) + "\r\n")
+	switch {
+	case !keep:
+		head.WriteString("Connection: close\r\n")
+	case q.old:
+		head.WriteString("Connection: keep-alive\r\n")
+	}
+	head.WriteString("\r\n")
+	answer := net.Buffers{head.Bytes()}
+	if q.method != "HEAD" {
+		answer = append(answer, a.body.Bytes())
+	}
+	_, err := answer.WriteTo(w)
+	return err
+}
+
+// httpDate is IMF-fixdate, RFC 9110 section 5.6.7.
+const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
+
+// --- requests ---
+
+// An httpRefusal is a request that cannot be answered as it is. Its text is the
+// page, and holds nothing of the request.
+type httpRefusal struct {
+	status int
+	text   string
+}
+
+func (r httpRefusal) Error() string { return r.text }
+
+// readHTTPRequest reads one request from r, whose buffer holds httpHeadLimit
+// bytes. An error is an httpRefusal, or the connection's. The request is never
+// nil and says at least whether the connection can be kept, which after a
+// refusal it can only when it is certain where the next request begins.
+func readHTTPRequest(r *bufio.Reader) (*httpRequest, error) {
+	q := &httpRequest{}
+	left := httpHeadLimit
+	line, err := readHTTPLine(r, &left)
+	if err == nil && line == "" { // RFC 9112 section 2.2: one empty line before a request is no harm
+		line, err = readHTTPLine(r, &left)
+	}
+	if err != nil {
+		return q, err
+	}
+	method, rest, _ := strings.Cut(line, " ")
+	target, version, _ := strings.Cut(rest, " ")
+	if !httpToken(method) || len(version) != len("HTTP/1.1") || version[:5] != "HTTP/" || version[6] != '.' ||
+		!httpDigit(version[5]) || !httpDigit(version[7]) {
+		return q, httpRefusal{httpBadRequest, "This is no HTTP request."}
+	}
+	if version[5] != '1' {
+		return q, httpRefusal{httpBadVersion, "Only HTTP/1.0 and HTTP/1.1 are spoken here."}
+	}
+	q.method, q.old = method, version[7] == '0'
+
+	for {
+		if line, err = readHTTPLine(r, &left); err != nil {
+			return q, err
+		}
+		if line == "" {
+			break
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || !httpToken(name) { // white space before the colon or at the start of the line, too: RFC 9112 section 5
+			return q, httpRefusal{httpBadRequest, "A header field has no name."}
+		}
+		q.header = append(q.header, struct{ name, value string }{name, strings.Trim(value, " \t")})
+	}
+	if n := len(q.header.values("Host")); n > 1 || n == 0 && !q.old {
+		return q, httpRefusal{httpBadRequest, "A request needs one Host field."}
+	}
+	empty, err := q.framing()
+	if err != nil {
+		return q, err
+	}
+	// What follows content that nobody reads would be taken for a request.
+	keep := empty && !q.header.mentions("Connection", "close") && (!q.old || q.header.mentions("Connection", "keep-alive"))
+	if method != "GET" && method != "HEAD" {
+		q.keep = keep
+		return q, httpRefusal{httpMethodNotAllowed, "Only GET and HEAD are answered here."}
+	}
+	if !empty {
+		return q, httpRefusal{httpContentTooLarge, "Requests have no content here."}
+	}
+	if q.url, err = url.ParseRequestURI(target); err != nil || q.url.Path == "" && q.url.Host == "" {
+		return q, httpRefusal{httpBadRequest, "The request's target is no path."}
+	}
+	if q.url.Path == "" { // http://box, without a slash
+		q.url.Path = "/"
+	}
+	q.keep = keep
+	return q, nil
+}
+
+// framing reports whether the request has no content, RFC 9112 section 6.3.
+func (q *httpRequest) framing() (empty bool, err error) {
+	coded, lengths := q.header.values("Transfer-Encoding"), q.header.values("Content-Length")
+	if len(coded) > 0 && (len(lengths) > 0 || q.old) || len(lengths) > 1 {
+		return false, httpRefusal{httpBadRequest, "It is not clear where the request ends."}
+	}
+	if len(lengths) == 0 {
+		return len(coded) == 0, nil
+	}
+	n, err := strconv.ParseUint(lengths[0], 10, 63)
+	if err != nil {
+		return false, httpRefusal{httpBadRequest, "Content-Length is no number."}
+	}
+	return n == 0, nil
+}
+
+// readHTTPLine reads a line of a request's head, without its end, and takes its
+// length from what is left for the head.
+func readHTTPLine(r *bufio.Reader, left *int) (string, error) {
+	line, err := r.ReadSlice('\n')
+	if *left -= len(line); *left < 0 || errors.Is(err, bufio.ErrBufferFull) {
+		return "", httpRefusal{httpHeadTooLarge, "The request's head is longer than " + strconv.Itoa(httpHeadLimit) + " bytes."}
+	}
+	if err != nil {
+		return "", err
+	}
+	line = line[:len(line)-1]
+	if n := len(line); n > 0 && line[n-1] == '\r' {
+		line = line[:n-1]
+	}
+	for _, b := range line {
+		if b < ' ' && b != '\t' || b == 0x7f { // RFC 9110 section 5.5; a bare CR is one of them
+			return "", httpRefusal{httpBadRequest, "A line of the request has control characters."}
+		}
+	}
+	return string(line), nil
+}
+
+// httpToken reports whether s is a token, RFC 9110 section 5.6.2.
+func httpToken(s string) bool {
+	for i := range len(s) {
+		if b := s[i]; !httpDigit(b) && (b|0x20 < 'a' || b|0x20 > 'z') && !strings.Contains("!#$%&'*+-.^_`|~", s[i:i+1]) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func httpDigit(b byte) bool { return '0' <= b && b <= '9' }
