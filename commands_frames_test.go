@@ -183,7 +183,7 @@ commands.env = { run = ["/usr/bin/env"] }
 commands.none = { run = ["/no/such/program"] }
 commands.data = { run = ["/etc/passwd"] }
 commands.say = { run = ["/usr/bin/printf", "%s", "{word}"], args = { word = "(?s).*" } }
-commands.brief = { run = ["/bin/sh", "-c", "echo begun; sleep {n}"], args = { n = "[0-9.]+" }, timeout = "100ms" }
+commands.brief = { run = ["/bin/sh", "-c", "echo begun; sleep {n}"], args = { n = "[0-9.]+" }, timeout = "500ms" }
 commands.screen = { run = ["/bin/sh", "-c", "stty size"], tty = true }
 commands.others = { run = ["/bin/true"] }
 `
@@ -807,7 +807,7 @@ commands.env = { run = ["/usr/bin/env"] }
 commands.none = { run = ["/no/such/program"] }
 commands.data = { run = ["/etc/passwd"] }
 commands.say = { run = ["/usr/bin/printf", "%s", "{word}"], args = { word = "(?s).*" } }
-commands.brief = { run = ["/bin/sh", "-c", "echo begun; sleep {n}"], args = { n = "[0-9.]+" }, timeout = "100ms" }
+commands.brief = { run = ["/bin/sh", "-c", "echo begun; sleep {n}"], args = { n = "[0-9.]+" }, timeout = "500ms" }
 commands.screen = { run = ["/bin/sh", "-c", "stty size"], tty = true }
 commands.failing = { run = ["/bin/sh", "-c", "echo on stderr >&2; exit 3"] }
 commands.others = { run = ["/bin/true"] }

@@ -6,6 +6,7 @@
 //	berth serve           the daemon
 //	berth check           say what is wrong with the configuration, with file and line
 //	berth user ...        add, change, list and delete users
+//	berth get, put ...    the client: berth help lists its verbs
 //	berth health          ask a running daemon whether it is well
 //	berth version
 //
@@ -25,7 +26,6 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,10 +46,11 @@ import (
 
 const (
 	// Exit codes of contract section 9.
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
-	exitNoConn = 3
+	exitOK       = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitNoConn   = 3
+	exitMismatch = 4
 
 	// healthTimeout bounds the whole of berth health, from the name's look-up to
 	// the answer's last byte: /healthz waits for nothing, so a daemon that needs
@@ -67,24 +68,76 @@ var version string
 
 func main() {
 	runtime.MemProfileRate = 0 // its table alone is more than a megabyte, and nobody reads it
+	if v := findVerb(strings.Join(os.Args[1:min(2, len(os.Args))], "")); v != nil && v.client {
+		boundMemory()
+	}
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// A verb is one word of the command line.
-type verb struct {
-	name, args, help string
-	run              func(args []string, stdin io.Reader, stdout, stderr io.Writer) int
+// configOption is what all of the daemon's verbs take.
+var configOption = option{name: "config", arg: "FILE", help: "the daemon's configuration", def: defaultConfigPath}
+
+// verbs is the table of all verbs, in the order in which they are shown. What a
+// verb is, is in verbs.go; those of the client are in client_verbs.go.
+func verbs() []verb {
+	return append(daemonVerbs(), clientVerbs()...)
 }
 
-func verbs() []verb {
+func daemonVerbs() []verb {
 	return []verb{
-		{"demo", "[DIR]", `a server on loopback with a user "demo", nothing to set up`, runDemo},
-		{"serve", "[--config FILE]", "the daemon", runServe},
-		{"runner", "[--config FILE]", "run commands for the daemon, in a unit of its own", runRunner},
-		{"check", "[--config FILE]", "say what is wrong with the configuration, with file and line", runCheck},
-		{"user", "add|passwd|set|del|list|show|scan NAME ...", "manage users", runUser},
-		{"health", "[--config FILE]", "ask the running daemon whether it is well", runHealth},
-		{"version", "", "tell the version", runVersion},
+		{name: "demo", args: "[DIR]", max: 1, words: localWords, run: runDemo,
+			help: `a server on loopback with a user "demo", nothing to set up`,
+			text: "Prints one line that begins with ready and tells addresses, user and password, and then commands to\ntry. Without DIR, files are in ~/.local/state/berth-demo. Ctrl-C ends it; the files stay.",
+			options: []option{
+				{name: "control", arg: "ADDR", help: "control connections on ADDR; port 0 takes a free one", def: "127.0.0.1:2121"},
+				{name: "datagram", arg: "ADDR", help: "the datagram service on ADDR", def: "127.0.0.1:2121"},
+				{name: "http", arg: "ADDR", help: "metrics and health on ADDR", def: "127.0.0.1:9621"},
+				{name: "password-file", arg: "FILE", help: "the password is in FILE, or is put there if there is none"},
+			},
+			examples: []example{
+				{"berth demo", "files in a directory of its own, the same each time"},
+				{"berth demo --control 127.0.0.1:0 ./files", "the files in ./files, on a free port"},
+			}},
+		{name: "serve", options: []option{configOption}, run: runServe,
+			help: "the daemon",
+			text: "Stays in the foreground and logs to standard error. SIGTERM drains, SIGHUP reads the configuration\nagain. Takes sockets from systemd.",
+			examples: []example{
+				{"berth serve", "with /etc/berth/berth.toml"},
+				{"berth serve --config try/berth.toml", "with another configuration"},
+			}},
+		{name: "runner", options: []option{configOption}, run: runRunner,
+			help: "run commands for the daemon, in a unit of its own",
+			text: "For a daemon that its unit locks in; exec.runner of the configuration names the socket for both.",
+			examples: []example{
+				{"berth runner", "with /etc/berth/berth.toml"},
+				{"berth runner --config try/berth.toml", "with another configuration"},
+			}},
+		{name: "check", options: []option{configOption}, run: runCheck,
+			help: "say what is wrong with the configuration, with file and line",
+			examples: []example{
+				{"berth check", "the configuration of the system"},
+				{"berth check --config berth.toml && systemctl reload berth", "only what is right is loaded"},
+			}},
+		{name: "user", args: "add|passwd|set|del|list|show|scan NAME ...", raw: true, max: -1,
+			help: "manage users",
+			text: "berth user VERB -h tells the options of each.",
+			run:  func(inv *invocation) error { return exitWith(runUser(inv.args, inv.stdin, inv.stdout, inv.stderr)) },
+			examples: []example{
+				{"berth user add ann --quota 2GiB", "asks for her password"},
+				{"berth user set ann --permissions read,list", "she may read only from her next login on"},
+			}},
+		{name: "health", options: []option{configOption}, run: runHealth,
+			help: "ask the running daemon whether it is well",
+			examples: []example{
+				{"berth health", "exit code 0 if it is; for HEALTHCHECK and scripts"},
+				{"berth health --config try/berth.toml", "the one with that configuration"},
+			}},
+		{name: "version", run: runVersion,
+			help: "tell the version",
+			examples: []example{
+				{"berth version", "version, Go version and platform"},
+				{"berth --version", "the same"},
+			}},
 	}
 }
 
@@ -95,85 +148,52 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	switch args[0] {
-	case "-h", "--help", "-help", "help":
+	case "-h", "--help", "-help":
 		usage(stdout)
 		return exitOK
 	case "--version", "-version":
 		args[0] = "version"
 	case helperVerb: // not for people: see sandbox.go
 		return runHelper(stderr)
+	case completeVerb: // nor is this: see client_complete.go
+		return runComplete(args[1:], stdout)
 	}
-	for _, v := range verbs() {
-		if v.name == args[0] {
-			return v.run(args[1:], stdin, stdout, stderr)
-		}
+	if v := findVerb(args[0]); v != nil {
+		return v.call(args[1:], stdin, stdout, stderr)
 	}
-	fmt.Fprintf(stderr, "berth: there is no command %q; berth -h lists them\n", args[0])
+	fmt.Fprintf(stderr, "berth: %v\n", noVerb(args[0]))
 	return exitUsage
 }
 
 func usage(w io.Writer) {
-	fmt.Fprint(w, "Usage: berth COMMAND [OPTIONS]\n\n")
+	const column = 30 // what is longer has a line of its own
+	fmt.Fprint(w, "Usage: berth COMMAND [OPTIONS]\n\nOn the box:\n")
+	client := false
 	for _, v := range verbs() {
-		fmt.Fprintf(w, "  berth %-44s %s\n", strings.TrimRight(v.name+" "+v.args, " "), v.help)
-	}
-	fmt.Fprint(w, "\nberth COMMAND -h says more about one of them.\nBegin with: berth demo\n")
-}
-
-// flags makes a flag set that prints its own usage and example.
-func flags(stderr io.Writer, use, example string) *flag.FlagSet {
-	name, _, _ := strings.Cut(use, " ")
-	fs := flag.NewFlagSet("berth "+name, flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.Usage = func() {
-		fmt.Fprintf(fs.Output(), "Usage: berth %s\n", use)
-		fs.VisitAll(func(f *flag.Flag) {
-			arg, usage := flag.UnquoteUsage(f)
-			fmt.Fprintf(fs.Output(), "  --%s %s\n        %s", f.Name, arg, usage)
-			if f.DefValue != "" {
-				fmt.Fprintf(fs.Output(), " (default %s)", f.DefValue)
-			}
-			fmt.Fprintln(fs.Output())
-		})
-		fmt.Fprintf(fs.Output(), "Example: %s\n", example)
-	}
-	return fs
-}
-
-// parse returns false with the exit code when the program is to end: after -h,
-// or when the arguments are wrong.
-func parse(fs *flag.FlagSet, args []string, most int, stdout, stderr io.Writer) (int, bool) {
-	for _, a := range args {
-		if a == "-h" || a == "--help" || a == "-help" {
-			fs.SetOutput(stdout)
-			fs.Usage()
-			return exitOK, false
+		if v.client && !client {
+			fmt.Fprint(w, "\nFrom anywhere; what is on a box is named as for scp, [USER@]HOST:PATH:\n")
+			client = true
 		}
+		use := strings.TrimRight(v.name+" "+v.args, " ")
+		if len(use) > column {
+			use += fmt.Sprintf("\n%*s", len("  berth ")+column, "")
+		}
+		fmt.Fprintf(w, "  berth %-*s %s\n", column, use, v.help)
 	}
-	if err := fs.Parse(args); err != nil {
-		return exitUsage, false
-	}
-	if fs.NArg() > most {
-		fmt.Fprintf(stderr, "%s: unexpected argument %q; %s -h shows the usage\n", fs.Name(), fs.Arg(most), fs.Name())
-		return exitUsage, false
-	}
-	return 0, true
+	fmt.Fprint(w, "\nberth help COMMAND says more about one of them.\nBegin with: berth demo\n")
 }
 
 // --- version, check, health ---
 
-func runVersion(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	fs := flags(stderr, "version", "berth version")
-	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
-		return code
-	}
+func runVersion(inv *invocation) error {
+	stdout := inv.stdout
 	v, rev := buildVersion()
 	fmt.Fprintf(stdout, "berth %s %s %s/%s", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	if rev != "" {
 		fmt.Fprintf(stdout, " %s", rev)
 	}
 	fmt.Fprintln(stdout)
-	return exitOK
+	return nil
 }
 
 // buildVersion is the linked version, or what the Go tool recorded.
@@ -195,35 +215,32 @@ func buildVersion() (v, revision string) {
 	return v, revision
 }
 
-// configured loads the configuration for a verb whose only option is --config. A
-// nil configuration means that the program is to end with code.
-func configured(verb, example string, args []string, stdout, stderr io.Writer) (cfg *config, path string, code int) {
-	fs := flags(stderr, verb+" [--config FILE]", example)
-	fs.StringVar(&path, "config", defaultConfigPath, "the configuration `FILE`")
-	if code, ok := parse(fs, args, 0, stdout, stderr); !ok {
-		return nil, path, code
-	}
+// configured loads the configuration that --config names. Its errors name file and
+// line themselves, and are printed as they are.
+func (inv *invocation) configured() (*config, string, error) {
+	path := inv.str("config")
 	cfg, err := loadConfig(path)
 	if err != nil {
-		fmt.Fprintln(stderr, err)
-		return nil, path, exitFailed
+		fmt.Fprintln(inv.stderr, err)
+		return nil, path, exitWith(exitFailed)
 	}
-	return cfg, path, exitOK
+	return cfg, path, nil
 }
 
-func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	cfg, path, code := configured("check", "berth check --config /etc/berth/berth.toml", args, stdout, stderr)
-	if cfg == nil {
-		return code
+func runCheck(inv *invocation) error {
+	stdout, stderr := inv.stdout, inv.stderr
+	cfg, path, err := inv.configured()
+	if err != nil {
+		return err
 	}
 	us, err := loadUsers(cfg.Server.UsersDir, cfg.Server.StateDir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		fmt.Fprintln(stderr, err)
-		return exitFailed
+		return exitWith(exitFailed)
 	}
 	if err := checkTogether(cfg, us.all()); err != nil {
 		fmt.Fprintln(stderr, err)
-		return exitFailed
+		return exitWith(exitFailed)
 	}
 	if keys := configNotYet(cfg); len(keys) > 0 {
 		fmt.Fprintf(stdout, "note: this version checks %s but does nothing with it yet\n", strings.Join(keys, ", "))
@@ -246,17 +263,18 @@ func runCheck(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	if n == 0 {
 		fmt.Fprintf(stdout, "nobody can log in yet; add someone with: berth user add NAME --config %s\n", path)
 	}
-	return exitOK
+	return nil
 }
 
-func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	cfg, path, code := configured("health", "berth health", args, stdout, stderr)
-	if cfg == nil {
-		return code
+func runHealth(inv *invocation) error {
+	stdout, stderr := inv.stdout, inv.stderr
+	cfg, path, err := inv.configured()
+	if err != nil {
+		return err
 	}
 	if len(cfg.Listen.HTTP) == 0 {
 		fmt.Fprintf(stderr, "berth health: listen.http is empty in %s; health asks /healthz there\n", path)
-		return exitUsage
+		return exitWith(exitUsage)
 	}
 	host, port, _ := net.SplitHostPort(cfg.Listen.HTTP[0])
 	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
@@ -265,13 +283,13 @@ func runHealth(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	status, answer, err := askHealthz(net.JoinHostPort(host, port))
 	if err != nil {
 		fmt.Fprintf(stderr, "berth health: no answer: %v; is berth running?\n", err)
-		return exitNoConn
+		return exitWith(exitNoConn)
 	}
 	fmt.Fprintf(stdout, "%s\n", answer)
 	if status != httpOK {
-		return exitFailed
+		return exitWith(exitFailed)
 	}
-	return exitOK
+	return nil
 }
 
 // askHealthz asks the daemon's http listener and returns the status code and
@@ -314,37 +332,39 @@ func askHealthz(address string) (status int, answer []byte, err error) {
 
 // --- serve ---
 
-func runServe(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	cfg, path, code := configured("serve", "berth serve --config /etc/berth/berth.toml", args, stdout, stderr)
-	if cfg == nil {
-		return code
+func runServe(inv *invocation) error {
+	stderr := inv.stderr
+	cfg, path, err := inv.configured()
+	if err != nil {
+		return err
 	}
 	level := new(slog.LevelVar)
 	log := newLogger(cfg.Log, level, stderr)
 	srv, err := newServer(cfg, log, level, true)
 	if err != nil {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
-		return exitFailed
+		return exitWith(exitFailed)
 	}
 	srv.configPath = path
 	if err := srv.openSockets(true); err != nil {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
-		return exitFailed
+		return exitWith(exitFailed)
 	}
-	return srv.live(nil)
+	return exitWith(srv.live(nil))
 }
 
 // runRunner is the runner until SIGTERM; commands that run then are ended.
-func runRunner(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	cfg, _, code := configured("runner", "berth runner --config /etc/berth/berth.toml", args, stdout, stderr)
-	if cfg == nil {
-		return code
+func runRunner(inv *invocation) error {
+	stderr := inv.stderr
+	cfg, _, err := inv.configured()
+	if err != nil {
+		return err
 	}
 	log := newLogger(cfg.Log, new(slog.LevelVar), stderr)
 	ln, err := runnerSocket(strings.TrimPrefix(cfg.Exec.Runner, commandRunnerScheme))
 	if err != nil {
 		fmt.Fprintf(stderr, "berth runner: %v\n", err)
-		return exitFailed
+		return exitWith(exitFailed)
 	}
 	r := newRunner(cfg, log, true)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -353,9 +373,9 @@ func runRunner(args []string, _ io.Reader, stdout, stderr io.Writer) int {
 	log.Info("serving", "listeners", "runner="+ln.Addr().String(), "landlock", landlockABI())
 	if err := r.serve(ln); err != nil {
 		fmt.Fprintf(stderr, "berth runner: %v\n", err)
-		return exitFailed
+		return exitWith(exitFailed)
 	}
-	return exitOK
+	return nil
 }
 
 // newLogger writes to w in the format of [log]: for the journal with priority
@@ -468,37 +488,16 @@ func (h *journalHandler) WithGroup(name string) slog.Handler {
 // directory that it shows, under a name that no client can see.
 const demoState = reservedPrefix + "state"
 
-func runDemo(args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	fs := flags(stderr, "demo [OPTIONS] [DIR]", "berth demo ./files")
-	control := fs.String("control", "127.0.0.1:2121", "control connections on `ADDR`; port 0 takes a free one")
-	datagram := fs.String("datagram", "127.0.0.1:2121", "the datagram service on `ADDR`")
-	httpAddr := fs.String("http", "127.0.0.1:9621", "metrics and health on `ADDR`")
-	passwordFile := fs.String("password-file", "", "the password is in `FILE`, or is put there if there is none")
-	// Options may come after DIR, as people type them.
-	var rest []string
-	for {
-		if code, ok := parse(fs, args, len(args), stdout, stderr); !ok {
-			return code
-		}
-		if fs.NArg() == 0 {
-			break
-		}
-		rest, args = append(rest, fs.Arg(0)), fs.Args()[1:]
+func runDemo(inv *invocation) error {
+	d := demo{control: inv.str("control"), datagram: inv.str("datagram"), http: inv.str("http"), passwordFile: inv.str("password-file")}
+	if len(inv.args) == 1 {
+		d.dir = inv.args[0]
 	}
-	if len(rest) > 1 {
-		fmt.Fprintf(stderr, "berth demo: one directory at most, not %q\n", rest)
-		return exitUsage
-	}
-	d := demo{control: *control, datagram: *datagram, http: *httpAddr, passwordFile: *passwordFile}
-	if len(rest) == 1 {
-		d.dir = rest[0]
-	}
-	srv, password, err := d.prepare(stderr)
+	srv, password, err := d.prepare(inv.stderr)
 	if err != nil {
-		fmt.Fprintf(stderr, "berth demo: %v\n", err)
-		return exitFailed
+		return err
 	}
-	return srv.live(func() { d.greet(stdout, srv, password) })
+	return exitWith(srv.live(func() { d.greet(inv.stdout, srv, password) }))
 }
 
 type demo struct {
@@ -600,9 +599,15 @@ func (d *demo) greet(w io.Writer, s *server, password string) {
 	host, port, _ := net.SplitHostPort(at["control"])
 	certificate := filepath.Join(d.dir, demoState, "tls", "cert.pem")
 	uhost, uport, _ := net.SplitHostPort(at["datagram"])
+	self := shellQuote(os.Args[0])
+	if strings.Contains(self, "go-build") { // go run, whose binary is gone by then
+		self = "go run ."
+	}
 	fmt.Fprintf(b, `
 Files are in %s. Try, in another terminal:
 
+  export BERTH_PASSWORD=%s BERTH_URL=berth://demo@%s
+  %s put README.md : && %s ls -l && %s sh
   curl -T README.md ftp://demo:%s@%s/
   curl ftp://demo:%s@%s/
   curl --ssl-reqd --cacert %s ftp://demo:%s@%s/
@@ -612,7 +617,8 @@ Files are in %s. Try, in another terminal:
   curl http://%s/metrics
 
 Ctrl-C ends it; the files stay.
-`, d.dir, password, at["control"], password, at["control"],
+`, d.dir, password, at["control"], self, self, self,
+		password, at["control"], password, at["control"],
 		shellQuote(certificate), password, at["control"],
 		password, port, shellQuote(`set ssl:ca-file "`+certificate+`"`), host,
 		password, host, port, uhost, uport, at["http"])
@@ -620,7 +626,7 @@ Ctrl-C ends it; the files stay.
 
 // shellQuote is s as one word of a shell.
 func shellQuote(s string) string {
-	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == "" {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-:@=,%+") == "" {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"

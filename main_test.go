@@ -103,18 +103,20 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{nil, "Usage: berth COMMAND"},
-		{[]string{"frobnicate"}, `no command "frobnicate"`},
-		{[]string{"serve", "--nosuch"}, "-nosuch"},
-		{[]string{"serve", "x"}, `unexpected argument "x"`},
-		{[]string{"check", "--config"}, "flag needs an argument"},
+		{[]string{"frobnicate"}, `berth: there is no command "frobnicate"; berth help lists them`},
+		{[]string{"srve"}, `berth: there is no command "srve"; did you mean serve?`},
+		{[]string{"serve", "--nosuch"}, "berth serve: there is no option --nosuch; berth help serve tells more"},
+		{[]string{"serve", "--confg", "x"}, "berth serve: there is no option --confg, is it --config?"},
+		{[]string{"serve", "x"}, `berth serve: unexpected argument "x"`},
+		{[]string{"check", "--config"}, "berth check: --config needs a value: --config FILE"},
 		{[]string{"check", "x"}, `unexpected argument "x"`},
 		{[]string{"version", "x"}, `unexpected argument "x"`},
 		{[]string{"health", "x"}, `unexpected argument "x"`},
-		{[]string{"demo", "a", "b"}, "one directory"},
-		{[]string{"demo", "--nosuch"}, "-nosuch"},
+		{[]string{"demo", "a", "b"}, `unexpected argument "b"`},
+		{[]string{"demo", "--nosuch"}, "there is no option --nosuch"},
 	} {
 		code, out, errs := cli(t, test.args...)
-		if code != exitUsage || out != "" || !strings.Contains(errs, test.want) && !strings.Contains(errs, "unexpected argument") {
+		if code != exitUsage || out != "" || !strings.Contains(errs, test.want) {
 			t.Errorf("berth %q: %d, %q, %q; want %d and %q", test.args, code, out, errs, exitUsage, test.want)
 		}
 	}

@@ -402,6 +402,15 @@ func userFlagForm(f *flag.Flag) string {
 	return "--" + f.Name
 }
 
+// userFlagHelp is what usage texts say of a flag.
+func userFlagHelp(f *flag.Flag) string {
+	_, usage := flag.UnquoteUsage(f)
+	if _, text, ok := strings.Cut(usage, ": "); ok && strings.Contains(f.Usage, "`: ") {
+		usage = text
+	}
+	return usage
+}
+
 // help prints the usage of v.
 func (v *userVerb) help(w io.Writer) {
 	name := " NAME"
@@ -410,11 +419,7 @@ func (v *userVerb) help(w io.Writer) {
 	}
 	fmt.Fprintf(w, "Usage: berth user %s%s [flags]\n\n%s\n\n", v.name, name, v.purpose)
 	new(userCommand).flags(v).VisitAll(func(f *flag.Flag) {
-		_, usage := flag.UnquoteUsage(f)
-		if _, text, ok := strings.Cut(usage, ": "); ok && strings.Contains(f.Usage, "`: ") {
-			usage = text
-		}
-		fmt.Fprintf(w, "  %s\n        %s\n", userFlagForm(f), usage)
+		fmt.Fprintf(w, "  %s\n        %s\n", userFlagForm(f), userFlagHelp(f))
 	})
 	fmt.Fprintf(w, "\nExample:\n  %s\n", v.example)
 }
