@@ -41,6 +41,8 @@ const (
 	// limits.data_timeout is unless configured, so that a put whose data is slow to come
 	// does not count as stalled.
 	pingAfter = 20 * time.Second
+	// maxShownText bounds what is shown of a box's words: berth's own texts are shorter.
+	maxShownText = 1000
 	// maxGreeting bounds the lines before frames, which are the server's texts.
 	maxGreeting = 4096
 	// clientBuffer is what is written to the network at once and read ahead.
@@ -58,7 +60,7 @@ var errInterrupted = errors.New("interrupted")
 type remoteRefusal struct{ remoteAnswer }
 
 func (e *remoteRefusal) Error() string {
-	text := strings.TrimSuffix(shownText(e.Text), ".")
+	text := strings.TrimSuffix(shortShown(e.Text, maxShownText), ".")
 	if text == "" {
 		return "refused with " + strconv.Itoa(e.Code)
 	}
@@ -214,7 +216,7 @@ type remoteAnswer struct {
 // partial is what stat tells of an interrupted upload; nil: there is none.
 func (a *remoteAnswer) partial() *partialInfo {
 	var p partialInfo
-	if len(a.Partial) == 0 || json.Unmarshal(a.Partial, &p) != nil || p.SHA256 == "" {
+	if len(a.Partial) == 0 || json.Unmarshal(a.Partial, &p) != nil || p.SHA256 == "" || p.Size < 0 {
 		return nil
 	}
 	return &p
@@ -271,6 +273,7 @@ type remote struct {
 	lively  bool           // kept alive while nothing is asked
 
 	alive  atomic.Int64 // nanoseconds, of the last sign of life
+	doing  atomic.Int32 // what the reader does: readsHeader and so on
 	ended  chan struct{}
 	reader sync.WaitGroup
 }
@@ -298,6 +301,12 @@ func dialLines(ctx context.Context, spec *hostSpec, silence time.Duration) (*rem
 	conn, err := dialer.DialContext(ctx, spec.network, spec.address)
 	if err != nil {
 		return nil, dialError(ctx, spec, err)
+	}
+	// "localhost" is what the resolver makes of it; in clear text nothing leaves this machine
+	// that nobody has allowed.
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); spec.mayFallBack && (!ok || !a.IP.IsLoopback()) {
+		conn.Close()
+		return nil, &connError{text: fmt.Sprintf("%s is %v here, which is not this machine; connect by address, or with --tls", spec.name, conn.RemoteAddr())}
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	c := &remote{host: spec.name, silence: silence, ended: make(chan struct{})}
@@ -424,15 +433,18 @@ func isReply(s string) bool {
 // dialError says why a box could not be reached, and what to look at.
 func dialError(ctx context.Context, spec *hostSpec, err error) error {
 	var dns *net.DNSError
+	var late net.Error
 	what := err.Error()
 	switch {
 	case ctx.Err() != nil:
 		return errInterrupted
-	case errors.As(err, &dns):
+	case errors.As(err, &dns) && !dns.IsNotFound:
+		what = fmt.Sprintf("the name server tells nothing of %s (%s); is this machine on the network?", shownText(dns.Name), shownText(dns.Err))
+	case dns != nil:
 		what = fmt.Sprintf("there is no host %s; check the name, or give it an address in %s", shownText(dns.Name), configFileHint)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		what = fmt.Sprintf("nothing listens at %s; is berth running there, and is it that port?", spec.address)
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+	case errors.As(err, &late) && late.Timeout(), errors.Is(err, syscall.ETIMEDOUT):
 		what = fmt.Sprintf("no answer from %s; is the machine on, and the port open in its firewall?", spec.address)
 	case errors.Is(err, syscall.ENOENT):
 		what = fmt.Sprintf("there is no socket %s; is berth running?", spec.address)
@@ -773,9 +785,11 @@ func (c *remote) watch(ctx context.Context) {
 		quiet := time.Since(time.Unix(0, c.alive.Load()))
 		switch {
 		case !waiting:
+		case c.doing.Load() == runsHandler: // it is us who are slow
 		case quiet > c.silence:
 			c.fail(&connError{fmt.Sprintf("%s: nothing was heard for %v", c.host, c.silence), os.ErrDeadlineExceeded})
 			return
+		case c.doing.Load() == readsPayload: // the answer to a P cannot come before its end
 		case quiet > min(c.silence/3, pingAfter) && c.wmu.TryLock(): // else a write is on its way, and tells as much
 			c.asks = true
 			c.sendLocked(framePing, nil)
@@ -785,6 +799,13 @@ func (c *remote) watch(ctx context.Context) {
 		}
 	}
 }
+
+// What the reader does.
+const (
+	readsHeader  = iota // waits for a frame
+	readsPayload        // has begun one
+	runsHandler         // has given some of one to who asked for it
+)
 
 // read hands out what arrives, until the connection ends.
 func (c *remote) read(in *bufio.Reader) {
@@ -810,6 +831,7 @@ func (c *remote) read(in *bufio.Reader) {
 			c.fail(&connError{text: fmt.Sprintf("%s sends what is no frame of berth's (type %v, %d bytes)", c.host, t, n)})
 			return
 		}
+		c.doing.Store(readsPayload)
 		if t == frameData || t == frameStderr {
 			err = c.stream(in, t, n)
 		} else {
@@ -820,9 +842,12 @@ func (c *remote) read(in *bufio.Reader) {
 			if _, err = io.ReadFull(in, small); err != nil {
 				err = lostError(c.host, err)
 			} else {
+				c.doing.Store(runsHandler)
 				err = c.take(t, small)
+				c.alive.Store(time.Now().UnixNano()) // a handler may have been slow
 			}
 		}
+		c.doing.Store(readsHeader)
 		if err != nil {
 			c.fail(err)
 			return
@@ -851,7 +876,7 @@ func (c *remote) current() *remoteCall {
 // stream takes the payload of a D or E.
 func (c *remote) stream(in *bufio.Reader, t frameType, n int) error {
 	k := c.current()
-	if k == nil || !k.opened {
+	if k == nil || !k.opened || t == frameData && k.h.data == nil && k.h.block == nil {
 		return &connError{text: c.host + " sends data that nobody asked for"}
 	}
 	for n > 0 {
@@ -868,6 +893,7 @@ func (c *remote) stream(in *bufio.Reader, t frameType, n int) error {
 		n -= m
 		kept := false
 		var err error
+		c.doing.Store(runsHandler)
 		switch {
 		case k.local != nil || m == 0:
 		case t == frameStderr && k.h.stderr != nil:
@@ -890,6 +916,7 @@ func (c *remote) stream(in *bufio.Reader, t frameType, n int) error {
 			return k.local
 		}
 		c.alive.Store(time.Now().UnixNano()) // a handler may have been slow
+		c.doing.Store(readsPayload)
 	}
 	return nil
 }
@@ -928,6 +955,8 @@ func (c *remote) take(t frameType, payload []byte) error {
 	}
 	k := c.current()
 	switch {
+	case a.Size < 0 || a.Have != nil && *a.Have < 0:
+		return &connError{text: c.host + " tells a size below zero"}
 	case a.Code == codeClosing:
 		no := &remoteRefusal{*a}
 		return &connError{fmt.Sprintf("%s ended the connection: %v", c.host, no), no}

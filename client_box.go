@@ -38,7 +38,9 @@ type box struct {
 
 	mu       sync.Mutex // one login at a time
 	password *string    // that was good
-	first    *remote
+
+	fmu   sync.Mutex // one first connection at a time; before mu
+	first *remote
 }
 
 // connect makes another connection and logs in.
@@ -55,6 +57,8 @@ func (b *box) connect() (*remote, error) {
 
 // main is the connection that is there anyway.
 func (b *box) main() (*remote, error) {
+	b.fmu.Lock()
+	defer b.fmu.Unlock()
 	if b.first != nil && b.first.broken() == nil {
 		return b.first, nil
 	}
@@ -65,8 +69,36 @@ func (b *box) main() (*remote, error) {
 	return c, err
 }
 
+// another is a connection beside main's; the first one, if that was lost.
+func (b *box) another() (*remote, error) {
+	b.fmu.Lock()
+	lost := b.first == nil || b.first.broken() != nil
+	b.fmu.Unlock()
+	if lost {
+		return b.main()
+	}
+	return b.connect()
+}
+
+// release ends a connection that another has made.
+func (b *box) release(c *remote) {
+	b.fmu.Lock()
+	mine := c == b.first
+	b.fmu.Unlock()
+	if !mine {
+		c.close()
+	}
+}
+
+// met tells whether there was a connection.
+func (b *box) met() bool {
+	b.fmu.Lock()
+	defer b.fmu.Unlock()
+	return b.first != nil
+}
+
 func (b *box) close() {
-	if b.first != nil {
+	if b.met() {
 		b.first.close()
 	}
 }
@@ -87,7 +119,11 @@ func (b *box) login(c *remote) error {
 		return nil
 	}
 	if b.password != nil {
-		return try(b.password)
+		err := try(b.password)
+		if refusedFor(err, "login") {
+			b.password = nil // it was changed; the next try finds another
+		}
+		return err
 	}
 	if b.spec.proof() {
 		err := try(nil)

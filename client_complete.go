@@ -144,7 +144,7 @@ func (inv *invocation) completeNames(word, kind string, offer func(string)) {
 	directories := kind == completeHostDir || kind == completeExec
 	dir, letters := p.path, strings.NewReplacer()
 	if !directories { // names with "*" in them would be patterns
-		dir, letters = plainName.Replace(dir), strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`)
+		dir, letters = p.plain(), strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`)
 	}
 	hidden := strings.HasPrefix(word[len(head):], ".")
 	left := completeNames
@@ -488,6 +488,7 @@ _berth_offer() {
 		name=$lead$name
 		name=${name:cut}
 		case $quote in
+		\') name=${name//\'/\'\\\'\'} ;;
 		\") name=${name//\\/\\\\} name=${name//\"/\\\"} name=${name//\$/\\\$} name=${name//\` + "`" + `/\\\` + "`" + `} ;;
 		'') [[ $name ]] && printf -v name %q "$name" ;;
 		esac
@@ -501,15 +502,15 @@ _berth_complete() {
 	case $1 in
 	@file) compopt -o bashdefault -o default ;;
 	@both)
-		[[ ${word%%/*} == *:* ]] || names=($(compgen -f -- "$word"))
+		[[ ${word%%/*} == *:* ]] || mapfile -t names < <(compgen -f -- "$word")
 		if [[ ${#names[@]} -gt 0 ]]; then
 			for ((i = 0; i < ${#names[@]}; i++)); do
 				[[ -d ${names[i]} ]] && names[i]+=/
 			done
 		fi
-		names+=($(_berth_names))
+		mapfile -t -O ${#names[@]} names < <(_berth_names)
 		;;
-	@*) names=($(_berth_names)) ;;
+	@*) mapfile -t names < <(_berth_names) ;;
 	*)
 		IFS=$' ,\n'
 		names=($1)

@@ -51,8 +51,9 @@ func (inv *invocation) copying(b *box, toStdout bool) *copying {
 			if mine {
 				return b.main()
 			}
-			return b.connect()
+			return b.another()
 		}, x.prog)
+	x.engine.release = b.release
 	return x
 }
 
@@ -65,7 +66,7 @@ func (x *copying) job(put bool, local, remote, name string) *transferJob {
 // tree moves a directory with all that is in it, by a plan as a sync has one. name is
 // what it is called in lines.
 func (x *copying) tree(put bool, local, remote, name string) error {
-	s := &syncRun{ctx: x.inv.ctx, main: x.box.main, other: x.box.connect, engine: x.engine.o, prog: x.prog, local: local, top: remote, base: name, topIs: name,
+	s := &syncRun{ctx: x.inv.ctx, main: x.box.main, other: x.box.another, release: x.box.release, engine: x.engine.o, prog: x.prog, local: local, top: remote, base: name, topIs: name,
 		o: syncOptions{upload: put, maxDelete: -1, preserve: x.inv.on("preserve"), all: true, resume: x.inv.on("continue")}}
 	root, err := os.OpenRoot(local)
 	switch {
@@ -140,7 +141,7 @@ func (x *copying) end() error {
 	if interrupted && err == nil {
 		err = errInterrupted
 	}
-	if err == errInterrupted || exitCode(err) == exitNoConn && x.box.first != nil {
+	if err == errInterrupted || exitCode(err) == exitNoConn && x.box.met() {
 		// What came by standard input or went to standard output is not there any more.
 		if !x.inv.on("quiet") && x.inv.verb.name != "cat" && !slices.Contains(x.inv.args, "-") {
 			if left > 0 && !interrupted {
@@ -180,6 +181,9 @@ func (inv *invocation) again() string {
 		words = append(words, word)
 	}
 	for _, a := range inv.args {
+		if t, err := parseTarget(a); err == nil && t.password != "" {
+			a = t.typed // without it
+		}
 		words = append(words, shellQuote(a))
 	}
 	return strings.Join(words, " ")
@@ -313,6 +317,7 @@ func runPut(inv *invocation) error {
 	if err != nil {
 		return err
 	}
+	to.path = to.plain()
 	names, err := inv.localNames(words)
 	if err != nil {
 		return err
@@ -384,7 +389,7 @@ func (inv *invocation) localNames(words []string) ([]string, error) {
 	for _, word := range words {
 		if t, err := parseTarget(word); err == nil && t.remote && inv.within == nil {
 			if _, err := os.Lstat(word); errors.Is(err, fs.ErrNotExist) {
-				return nil, usageErr("%s is on a box already; put takes files from here, get fetches them", shownText(word))
+				return nil, usageErr("%s is on a box already; put takes files from here, get fetches them", shownText(t.typed))
 			}
 		}
 		if _, err := os.Lstat(word); err != nil && word != "-" && hasPattern(word) {

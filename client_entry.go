@@ -20,6 +20,9 @@ import (
 // maxNamePart is NAME_MAX of Linux.
 const maxNamePart = 255
 
+// maxTreeName is the longest name that a recursive list has: its depth is bounded.
+const maxTreeName = (maxDepth + 1) * (maxNamePart + 1)
+
 // A treeEntry is a name and what is known of it: of the disk here, or of a line of the
 // box's listing.
 type treeEntry struct {

@@ -32,6 +32,8 @@ const maxNames = 100_000
 type place struct {
 	box   *box   // nil: here
 	path  string // as requests take it; as open(2) takes it, if it is here
+	dir   string // on a box: what path begins with and nobody has typed now, so that it is no pattern whatever is in it
+	word  string // on a box: the rest of path, as it was typed
 	shown string // as it was typed
 }
 
@@ -57,7 +59,7 @@ func (inv *invocation) place(word string) (place, error) {
 // it is a path where the shell is, or on the box of BERTH_URL.
 func (inv *invocation) remotePlace(word string) (place, error) {
 	if w := inv.within; w != nil {
-		return place{box: w.box, path: joinRemote(w.dir, word), shown: word}, nil
+		return newPlace(w.box, w.dir, word, word), nil
 	}
 	var t target
 	var err error
@@ -74,8 +76,11 @@ func (inv *invocation) remotePlace(word string) (place, error) {
 		if !ok {
 			return place{}, usageErr("%s names no box; write it as HOST:%s, or set BERTH_URL", configQuote(word), shownText(word))
 		}
-		d.path = joinRemote(d.path, word)
-		t = d
+		p, err := inv.at(d, word)
+		if err != nil {
+			return place{}, err
+		}
+		return newPlace(p.box, p.path, word, word), nil
 	}
 	return inv.at(t, word)
 }
@@ -112,12 +117,23 @@ func cmpErr(a, b error) error {
 
 // at is a place on a box.
 func (inv *invocation) at(t target, word string) (place, error) {
+	if t.password != "" {
+		word = t.typed // without it
+	}
 	b, err := inv.box(t)
 	if err != nil {
 		return place{}, err
 	}
-	return place{box: b, path: joinRemote(b.spec.base, t.path), shown: word}, nil
+	return newPlace(b, b.spec.base, t.path, word), nil
 }
+
+// newPlace is what word means in a directory of a box.
+func newPlace(b *box, dir, word, shown string) place {
+	return place{box: b, path: joinRemote(dir, word), dir: dir, word: word, shown: shown}
+}
+
+// plain is where the word leads if it is one name, and no pattern.
+func (p place) plain() string { return joinRemote(p.dir, plainName.Replace(p.word)) }
 
 // joinRemote is a path below a directory; one from the top stays itself.
 func joinRemote(dir, p string) string {
@@ -142,8 +158,8 @@ var (
 
 // expand is what a place stands for: itself, or the names that its pattern finds.
 func (inv *invocation) expand(p place) ([]place, error) {
-	if !hasPattern(p.path) {
-		p.path = plainName.Replace(p.path)
+	if !hasPattern(p.word) {
+		p.path = p.plain()
 		return []place{p}, nil
 	}
 	var places []place
@@ -161,16 +177,16 @@ func (inv *invocation) expand(p place) ([]place, error) {
 
 // match is what the place's pattern finds, and how many names were none.
 func (p place) match(c *remote) (places []place, bad int, err error) {
-	found := []string{""}
-	if strings.HasPrefix(p.path, "/") {
+	found := []string{p.dir}
+	if strings.HasPrefix(p.word, "/") {
 		found[0] = "/"
 	}
-	parts := strings.FieldsFunc(p.path, func(r rune) bool { return r == '/' })
+	parts := strings.FieldsFunc(p.word, func(r rune) bool { return r == '/' })
 	for i, part := range parts {
 		last := i == len(parts)-1
 		if !hasPattern(part) {
 			for k := range found {
-				found[k] = joinRemote(found[k], part)
+				found[k] = joinRemote(found[k], plainName.Replace(part))
 			}
 			continue
 		}
@@ -209,7 +225,7 @@ func (p place) match(c *remote) (places []place, bad int, err error) {
 		places = append(places, place{box: p.box, path: name, shown: name})
 	}
 	if len(places) == 0 { // as in a shell, it is a name then
-		p.path = plainName.Replace(p.path)
+		p.path = p.plain()
 		if _, err := c.do(remoteRequest{Do: "stat", Path: p.path}); err == nil {
 			return []place{p}, bad, nil
 		} else if isConnError(err) {
@@ -558,6 +574,7 @@ func runMv(inv *invocation) error {
 	if err != nil {
 		return err
 	}
+	to.path = to.plain()
 	from, err := inv.remotePlaces(inv.args[:last])
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -151,13 +152,13 @@ func (g *getting) openPart(create bool) error {
 	name := partName(g.name)
 	f, err := g.files.open(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) && create {
-		f, err = g.files.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600) // attributes gives it its mode
-	}
-	if err != nil && !errors.Is(err, unix.ELOOP) {
-		return localError(err)
-	}
-	if err == nil {
+		if f, err = g.files.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600); err != nil { // attributes gives it its mode
+			return localError(err)
+		}
+	} else if err == nil {
 		err = g.isOurs(f, name)
+	} else if !errors.Is(err, unix.ELOOP) {
+		return localError(err)
 	}
 	if err != nil {
 		f.Close()
@@ -171,7 +172,9 @@ func (g *getting) openPart(create bool) error {
 	return nil
 }
 
-// isOurs returns an error if f is not a file of this user's own with that one name.
+// isOurs returns an error if f, which was there already, is not a file of this user's
+// own with that one name. Where a file system says who owns everything, as FAT and CIFS
+// do, that is the directory's owner, who could do without tricks.
 func (g *getting) isOurs(f *os.File, name string) error {
 	at, err := g.files.lstat(name)
 	if err != nil {
@@ -182,11 +185,25 @@ func (g *getting) isOurs(f *os.File, name string) error {
 		return err
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.Mode().IsRegular() || !os.SameFile(at, info) || st.Nlink != 1 || int(st.Uid) != os.Geteuid() {
-		return errors.New("not a file of this user's own")
+	if !ok || !info.Mode().IsRegular() || !os.SameFile(at, info) || st.Nlink > 1 {
+		return errNotOurs
+	}
+	if int(st.Uid) != os.Geteuid() {
+		dir, err := g.files.stat(filepath.Dir(name))
+		if err != nil {
+			return err
+		}
+		if d, ok := dir.Sys().(*syscall.Stat_t); !ok || d.Uid != st.Uid {
+			return errNotOurs
+		}
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		f.Chmod(0o600) // until it has the mode that it is to have
 	}
 	return nil
 }
+
+var errNotOurs = errors.New("not a file of this user's own")
 
 // agree finds out whether what is here already is what the box has. done: all of it
 // is.
@@ -318,7 +335,7 @@ func (g *getting) opened(a *remoteAnswer) error {
 		return anewError{errors.New("it changes all the time; get it when it does not")}
 	}
 	g.size, g.mtime, g.mode, g.at = a.Size, a.MTime, a.Mode, g.offset
-	if string(a.Partial) == "true" {
+	if string(a.Partial) == "true" && j.note == "" {
 		j.note = "it is what an interrupted upload has left"
 		g.w.e.prog.warn("berth %s: %s: this is only what an interrupted upload has left of it", g.w.e.o.verb, shownText(j.name))
 	}
@@ -438,6 +455,11 @@ func (g *getting) final(_ *remoteCall, _ *remoteAnswer, err error) {
 	if err == nil && g.part != nil {
 		err = g.take()
 	}
+	if err != nil && g.part != nil {
+		if info, serr := g.part.Stat(); serr == nil && info.Size() == 0 {
+			g.files.remove(partName(g.name)) // there is nothing in it to go on with
+		}
+	}
 	g.release()
 	if isConnError(err) {
 		w.c.fail(err) // of no effect if it was the connection that failed
@@ -535,11 +557,16 @@ func (g *getting) attributes(f *os.File) error {
 	return nil
 }
 
-// processUmask is the umask; the kernel tells it only when it is set.
+// processUmask is the umask as proc(5) tells it: umask(2) does so only by setting it,
+// which other goroutines' files would feel.
 var processUmask = sync.OnceValue(func() fs.FileMode {
-	old := unix.Umask(0o077)
-	unix.Umask(old)
-	return fs.FileMode(old)
+	status, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(status), "\nUmask:")
+	line, _, _ := strings.Cut(rest, "\n")
+	if mask, err := strconv.ParseUint(strings.TrimSpace(line), 8, 32); err == nil {
+		return fs.FileMode(mask)
+	}
+	return 0o022
 })
 
 // release lets go of what the get holds.

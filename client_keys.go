@@ -249,7 +249,7 @@ func (h *hostSpec) changed(offered string, pins []knownPin) error {
 	fmt.Fprintf(&b, "  now     %s\n", offered)
 	b.WriteString("Either the box was given a new certificate, or somebody stands between you and it and\n")
 	b.WriteString("waits for your password. Ask whoever looks after the box, and compare what is now:\n")
-	b.WriteString("  " + logHint + "\n  On its own network, \"berth discover\" shows it too.\n")
+	b.WriteString("  " + logHint + "\n")
 	fmt.Fprintf(&b, "If it is the right one: berth keygen -R %s", shellWord(pinWord(h.pin)))
 	return &connError{b.String(), nil}
 }

@@ -186,7 +186,6 @@ func TestChangedCertificateIsLoud(t *testing.T) {
 Either the box was given a new certificate, or somebody stands between you and it and
 waits for your password. Ask whoever looks after the box, and compare what is now:
   On the box, "journalctl -u berth | grep fingerprint" shows the right one.
-  On its own network, "berth discover" shows it too.
 If it is the right one: berth keygen -R '[box]:PORT'`
 	want := strings.NewReplacer("OLD", old, "FILE", file, "NEW", b.keeper.fingerprint(), "PORT", b.port).Replace(golden)
 	if err.Error() != want {

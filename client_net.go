@@ -577,7 +577,7 @@ func (g *pinging) summary(sent int) (came int) {
 		}{g.name, sent, came, inMilliseconds(low), inMilliseconds(mean), inMilliseconds(high)}))
 		return came
 	}
-	fmt.Fprintf(g.inv.stdout, "%d sent, %d came back, %d%% lost", sent, came, (sent-came)*100/sent)
+	fmt.Fprintf(g.inv.stdout, "%d sent, %d came back, %d%% lost", sent, came, (sent-came)*100/max(sent, 1))
 	if came > 0 {
 		fmt.Fprintf(g.inv.stdout, "; shortest %.3f ms, mean %.3f ms, longest %.3f ms", inMilliseconds(low), inMilliseconds(mean), inMilliseconds(high))
 	}

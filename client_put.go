@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -30,11 +31,47 @@ type putStream struct {
 	sum   hash.Hash // of what lies before start
 	last  []byte    // replay
 	ended bool
+
+	piece  *putPiece      // what is read and not taken; nil: nothing
+	pieces chan *putPiece // where the next one will come; nil: nobody reads
 }
 
-// read reads the next piece and remembers it.
-func (s *putStream) read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
+// A putPiece is what one Read of a stream has given.
+type putPiece struct {
+	buf  *[]byte // of copyBuffers
+	rest []byte  // of it, still to be taken
+	err  error
+}
+
+// errGivenUp ends a read that nobody waits for any more.
+var errGivenUp = errors.New("given up")
+
+// read reads the next piece and remembers it. It waits for one until over or done is
+// closed: standard input may be silent for hours, and a refusal or a signal is not to
+// wait for it. What comes afterwards is the next read's, maybe for another connection.
+func (s *putStream) read(p []byte, over, done <-chan struct{}) (int, error) {
+	if s.piece == nil {
+		if s.pieces == nil {
+			s.pieces = make(chan *putPiece, 1)
+			go s.fetch()
+		}
+		select {
+		case s.piece = <-s.pieces:
+		case <-over:
+			return 0, errGivenUp
+		case <-done:
+			return 0, errGivenUp
+		}
+		s.pieces = nil
+	}
+	n := copy(p, s.piece.rest)
+	s.piece.rest = s.piece.rest[n:]
+	var err error
+	if len(s.piece.rest) == 0 {
+		err = s.piece.err
+		copyBuffers.Put(s.piece.buf)
+		s.piece = nil
+	}
 	s.last = append(s.last, p[:n]...)
 	s.at += int64(n)
 	if over := len(s.last) - replaySize; over >= replaySize/4 { // now and then, not for each piece
@@ -45,15 +82,25 @@ func (s *putStream) read(p []byte) (int, error) {
 	return n, err
 }
 
+// fetch reads one piece.
+func (s *putStream) fetch() {
+	pieces, bp := s.pieces, copyBuffers.Get().(*[]byte)
+	n, err := s.r.Read(*bp)
+	pieces <- &putPiece{bp, (*bp)[:n], err}
+}
+
 // skip reads on until n bytes are behind it, or there are no more.
-func (s *putStream) skip(n int64) error {
+func (s *putStream) skip(ctx context.Context, n int64) error {
 	bp := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(bp)
 	for s.at < n && !s.ended {
-		_, err := s.read((*bp)[:min(n-s.at, int64(len(*bp)))])
-		if err == io.EOF {
+		_, err := s.read((*bp)[:min(n-s.at, int64(len(*bp)))], nil, ctx.Done())
+		switch {
+		case err == io.EOF:
 			s.ended = true
-		} else if err != nil {
+		case err == errGivenUp:
+			return errInterrupted
+		case err != nil:
 			return localError(err)
 		}
 	}
@@ -296,7 +343,7 @@ func (p *putting) large(f *os.File) error {
 	sum := p.follower(f)
 	defer sum.stop()
 	at := p.offset
-	return p.send(sum, func(b []byte) (int, error) {
+	return p.send(sum, func(b []byte, _ *remoteCall) (int, error) {
 		n, err := f.ReadAt(b[:min(int64(len(b)), p.size-at)], at)
 		at += int64(n)
 		switch {
@@ -342,7 +389,7 @@ func (p *putting) runStream() error {
 				}
 			}
 		}
-		if err := s.skip(there); err != nil { // of an earlier process
+		if err := s.skip(e.ctx, there); err != nil { // of an earlier process
 			return err
 		}
 		sum, ok := s.upTo(there)
@@ -367,7 +414,7 @@ func (p *putting) runStream() error {
 	}
 	sum := p.follower(nil)
 	defer sum.stop()
-	return p.send(sum, func(b []byte) (int, error) {
+	return p.send(sum, func(b []byte, k *remoteCall) (int, error) {
 		if len(again) > 0 {
 			n := copy(b, again)
 			again = again[n:]
@@ -376,10 +423,13 @@ func (p *putting) runStream() error {
 		if s.ended {
 			return 0, io.EOF
 		}
-		n, err := s.read(b)
-		if err == io.EOF {
+		n, err := s.read(b, k.done, e.ctx.Done())
+		switch {
+		case err == io.EOF:
 			s.ended = true
-		} else if err != nil {
+		case err == errGivenUp && e.ctx.Err() != nil:
+			err = errInterrupted
+		case err != nil && err != errGivenUp:
 			err = localError(err)
 		}
 		return n, err
@@ -407,7 +457,7 @@ func (p *putting) arrived(s *putStream) (done bool, err error) {
 
 // send asks for the put, and sends what read gives until io.EOF. Each buffer goes to
 // sum when it is sent.
-func (p *putting) send(sum *follower, read func(b []byte) (int, error)) error {
+func (p *putting) send(sum *follower, read func(b []byte, k *remoteCall) (int, error)) error {
 	c, j, e := p.w.c, p.j, p.w.e
 	opened := make(chan struct{}, 1)
 	c.turn.Lock()
@@ -435,7 +485,7 @@ func (p *putting) send(sum *follower, read func(b []byte) (int, error)) error {
 			room = room[:e.chunk]
 		}
 		var n int
-		n, err = read(room)
+		n, err = read(room, k)
 		if n == 0 {
 			copyBuffers.Put(bp)
 			continue
@@ -446,7 +496,7 @@ func (p *putting) send(sum *follower, read func(b []byte) (int, error)) error {
 			break
 		}
 		appendHeader((*bp)[:0], frameData, n)
-		if werr := c.write((*bp)[:frameHeader+n], n < len(*bp)/2); werr != nil {
+		if werr := c.write((*bp)[:frameHeader+n], n < len(*bp)/2 || j.stream != nil); werr != nil {
 			copyBuffers.Put(bp)
 			return nil // the reader ends it
 		}
@@ -459,6 +509,9 @@ func (p *putting) send(sum *follower, read func(b []byte) (int, error)) error {
 			return nil
 		default:
 		}
+	}
+	if err == errGivenUp {
+		return nil // the reader has ended it
 	}
 	if err != io.EOF {
 		return p.abort(k, err)

@@ -586,6 +586,7 @@ func (s *shell) local(argv []string) error {
 	}()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = s.inv.stdout, s.inv.stderr
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, hostPasswordVariable+"=") })
 	if s.prompt != nil { // otherwise the lines are the shell's own
 		cmd.Stdin = s.inv.stdin
 	}

@@ -271,8 +271,8 @@ func (p *syncPlan) visit(dir *treeDir, local, remote *treeEntry) (treeSides, byt
 	}
 	switch src.kind {
 	case 'd':
-		if p.o.upload && dir.depth >= maxDepth {
-			return stay(p.fail(name, fmt.Sprintf("directories lie more than %d deep in each other, which no box lists", maxDepth)))
+		if dir.depth >= maxDepth {
+			return stay(p.fail(name, fmt.Sprintf("directories lie more than %d deep in each other, deeper than any box lists", maxDepth)))
 		}
 		if dst != nil && dst.kind == 'd' {
 			return treeLocal | treeRemote, 0, p.mode(name, src, dst)

@@ -34,18 +34,19 @@ const (
 
 // A syncRun is one sync.
 type syncRun struct {
-	o      syncOptions
-	ctx    context.Context
-	main   func() (*remote, error) // the connection that is there, or another if it was lost
-	other  func() (*remote, error) // one more
-	engine engineOptions
-	prog   *progress
-	local  string   // the tree here
-	root   *os.Root // the same; nil: it is not there yet
-	top    string   // the tree on the box
-	base   string   // what names begin with when they are shown
-	topIs  string   // how the destination's own directory is shown
-	fresh  bool     // it has to be made
+	o       syncOptions
+	ctx     context.Context
+	main    func() (*remote, error) // the connection that is there, or another if it was lost
+	other   func() (*remote, error) // one more
+	release func(c *remote)         // that other has given
+	engine  engineOptions
+	prog    *progress
+	local   string   // the tree here
+	root    *os.Root // the same; nil: it is not there yet
+	top     string   // the tree on the box
+	base    string   // what names begin with when they are shown
+	topIs   string   // how the destination's own directory is shown
+	fresh   bool     // it has to be made
 
 	c        *remote
 	waiting  []*syncAsk
@@ -564,6 +565,7 @@ func (s *syncRun) transfer(p *syncPlan) error {
 		}
 		return s.other()
 	}, s.prog)
+	e.release = s.release
 	err := p.files.eachStep(func(i int, a *syncStep) error {
 		switch {
 		case p.movedFiles.has(i):
@@ -696,9 +698,11 @@ func runSync(inv *invocation) error {
 	}
 	b := src.box
 	if s.o.upload {
-		b = dst.box
+		b, dst.path = dst.box, dst.plain()
+	} else {
+		src.path = src.plain()
 	}
-	s.main, s.other = b.main, b.connect
+	s.main, s.other, s.release = b.main, b.another, b.release
 	jobs := b.spec.jobs
 	if inv.on("jobs") {
 		jobs = inv.number("jobs")

@@ -106,6 +106,7 @@ type engine struct {
 	o       engineOptions
 	ctx     context.Context
 	connect func() (*remote, error) // the first call may return a connection that is there
+	release func(c *remote)         // a worker has no more use for it; nil: nobody asks
 	prog    *progress
 	limiter *rate.Limiter
 	chunk   int // that moves at once under it
@@ -283,6 +284,9 @@ func (w *worker) run() {
 	e := w.e
 	defer e.workers.Done()
 	err := w.work()
+	if w.c != nil && e.release != nil {
+		e.release(w.c)
+	}
 	e.mu.Lock()
 	e.running--
 	last := e.running == 0
@@ -315,10 +319,6 @@ func (w *worker) work() error {
 		case done:
 			return nil
 		case w.c == nil || w.c.broken() != nil:
-			e.mu.Lock()
-			e.dialing++
-			w.dialing = true
-			e.mu.Unlock()
 			err := w.dial()
 			e.mu.Lock()
 			if err != nil { // run takes it off the count, together with the job
@@ -326,8 +326,10 @@ func (w *worker) work() error {
 				e.mu.Unlock()
 				return err
 			}
-			e.dialing--
-			w.dialing = false
+			if w.dialing {
+				e.dialing--
+				w.dialing = false
+			}
 			e.mu.Unlock()
 			e.changed.Broadcast()
 		}
@@ -374,6 +376,7 @@ func (w *worker) next(unsent *int) (j *transferJob, done bool, err error) {
 			continue
 		case len(w.redo) > 0 && w.flight == 0:
 			j, w.redo = w.redo[0], w.redo[1:]
+			w.taken(broken)
 			return j, false, nil
 		case len(w.redo) > 0: // after what is on its way
 		case len(e.queue) > 0 && w.flight < maxFlight && e.fatal == nil && e.ctx.Err() == nil:
@@ -381,6 +384,7 @@ func (w *worker) next(unsent *int) (j *transferJob, done bool, err error) {
 			if e.queue = e.queue[1:]; len(e.queue) == engineQueue/2 || len(e.queue) == 0 {
 				e.changed.Broadcast() // not for each: who adds is behind anyway
 			}
+			w.taken(broken)
 			return j, false, nil
 		case len(e.queue) == 0 && e.full && w.flight == 0 && e.dialing == 0:
 			return nil, true, nil
@@ -393,6 +397,14 @@ func (w *worker) next(unsent *int) (j *transferJob, done bool, err error) {
 			continue
 		}
 		e.changed.Wait()
+	}
+}
+
+// taken takes note of a job that has to wait for a connection; e.mu is held.
+func (w *worker) taken(broken bool) {
+	if w.c == nil || broken {
+		w.dialing = true
+		w.e.dialing++
 	}
 }
 

@@ -144,8 +144,11 @@ func readRemoteTree(list func(each func(line []byte) error) error) *remoteTree {
 			if err := borrowListLine(line, &e); err != nil {
 				return err
 			}
-			if len(e.name) > maxRecord {
+			if len(e.name) > maxTreeName {
 				return fmt.Errorf("the listing has a name of %d bytes", len(e.name))
+			}
+			if part := len(e.name) - 1 - strings.LastIndexByte(e.name, '/'); part > maxPath {
+				return fmt.Errorf("the listing has a name with %d bytes between two slashes, and no disk has those", part)
 			}
 			if len(batch)+len(e.name)+2+entryBytes > treeBatch && len(batch) > 0 {
 				if err := pass(); err != nil {
