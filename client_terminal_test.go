@@ -52,7 +52,6 @@ func startOnTerminal(t *testing.T, cols, rows int, dir string, env []string, wor
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer slave.Close()
 	if err := pty.Setsize(master, &pty.Winsize{Cols: uint16(cols), Rows: uint16(rows)}); err != nil {
 		t.Fatal(err)
 	}
@@ -65,17 +64,24 @@ func startOnTerminal(t *testing.T, cols, rows int, dir string, env []string, wor
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	// What is on its way when the last end of a terminal is closed can be lost: this end
+	// stays open, and a NUL tells that there is no more.
+	go func() {
+		c.cmd.Wait()
+		slave.Write([]byte{0})
+	}()
 	go func() {
 		defer close(c.read)
 		b := make([]byte, 64<<10)
 		for {
 			n, err := master.Read(b)
+			shown, _, last := bytes.Cut(b[:n], []byte{0})
 			c.mu.Lock()
-			c.vt.Write(b[:n])
-			c.over = err != nil // EIO: nobody has it open any more
+			c.vt.Write(shown)
+			c.over = last || err != nil
 			c.changed.Broadcast()
 			c.mu.Unlock()
-			if err != nil {
+			if last || err != nil {
 				return
 			}
 		}
@@ -83,7 +89,7 @@ func startOnTerminal(t *testing.T, cols, rows int, dir string, env []string, wor
 	t.Cleanup(func() {
 		c.cmd.Process.Kill()
 		<-c.read
-		c.cmd.Wait()
+		slave.Close()
 		master.Close()
 	})
 	return c
@@ -110,7 +116,6 @@ func (c *screenProgram) ended() (code int, lines []string) {
 	late := time.AfterFunc(replyTime, func() { c.cmd.Process.Kill() })
 	defer late.Stop()
 	<-c.read
-	c.cmd.Wait()
 	return c.cmd.ProcessState.ExitCode(), c.vt.lines()
 }
 
