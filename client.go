@@ -876,7 +876,13 @@ func (c *remote) current() *remoteCall {
 // stream takes the payload of a D or E.
 func (c *remote) stream(in *bufio.Reader, t frameType, n int) error {
 	k := c.current()
-	if k == nil || !k.opened || t == frameData && k.h.data == nil && k.h.block == nil {
+	wanted := k != nil && k.opened
+	if wanted && t == frameStderr {
+		wanted = k.h.stderr != nil
+	} else if wanted {
+		wanted = k.h.block != nil || k.h.data != nil
+	}
+	if !wanted {
 		return &connError{text: c.host + " sends data that nobody asked for"}
 	}
 	for n > 0 {

@@ -361,6 +361,17 @@ var fakeCases = []fakeCase{
 		b.frame(frameData, "fine")
 		b.stay()
 	}},
+	{name: "stderr in a get", code: exitNoConn, say: "data that nobody asked for", serve: func(b *fakeBox) {
+		b.frames()
+		b.request()
+		b.answer(opening(4))
+		b.frame(frameData, "fine")
+		b.frame(frameEnd, closing("fine"))
+		b.frame(frameStderr, complete)
+		for {
+			b.take() // and answers P
+		}
+	}},
 	{name: "an end without 150", code: exitNoConn, say: "nobody asked for", serve: func(b *fakeBox) {
 		b.frames()
 		b.request()
@@ -433,7 +444,7 @@ var fakeCases = []fakeCase{
 		b.answer(complete)
 		b.stay()
 	}},
-	{name: "a size below 0", code: exitNoConn, say: "below zero", serve: func(b *fakeBox) {
+	{name: "a size below 0", code: exitNoConn, say: "a size below zero", serve: func(b *fakeBox) {
 		b.frames()
 		b.request()
 		b.answer(opening(-5))
