@@ -193,7 +193,7 @@ func (inv *invocation) again() string {
 
 func runGet(inv *invocation) error {
 	words, target := inv.args, "."
-	if last := len(words) - 1; last > 0 || inv.within != nil && last > 0 {
+	if last := len(words) - 1; last > 0 {
 		p, err := inv.getTarget(words[last])
 		if err != nil {
 			return err

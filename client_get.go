@@ -134,7 +134,7 @@ func (g *getting) target() error {
 		if err != nil {
 			return localError(err)
 		}
-		g.j.sink = &getStream{w: f, sum: sha256.New()}
+		g.j.opened, g.j.sink = f, &getStream{w: f, sum: sha256.New()}
 		return nil
 	}
 	if g.files.root == nil { // a link leads to the file that is meant

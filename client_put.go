@@ -178,7 +178,7 @@ func (p *putting) run() error {
 		return &localFailure{"is a directory; -r sends it with all that is in it", nil}
 	case !info.Mode().IsRegular():
 		// A pipe, as the shell's <(command) is one.
-		j.stream = &putStream{r: f, sum: sha256.New()}
+		j.opened, j.stream = f, &putStream{r: f, sum: sha256.New()}
 		return p.runStream()
 	}
 	defer f.Close()

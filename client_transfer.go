@@ -76,6 +76,7 @@ type transferJob struct {
 	busy   error      // the box said so: some time has to pass first
 	stream *putStream // what standard input has given so far
 	sink   *getStream // what standard output has got so far
+	opened *os.File   // a pipe or a device that one of them reads or writes
 	bar    *progressFile
 	agreed int64 // how much both sides have had for certain
 	note   string
@@ -234,10 +235,12 @@ func (j *transferJob) finish(e *engine, r jobResult) {
 	if r.note == "" {
 		r.note = j.note
 	}
-	if r.err != nil && !errors.Is(r.err, e.fatal) && !errors.Is(r.err, errInterrupted) {
-		e.prog.warn("berth %s: %s: %v", e.o.verb, shownText(j.name), r.err)
+	if j.opened != nil {
+		j.opened.Close()
 	}
 	e.mu.Lock()
+	// That nothing goes on any more is said once, and not for each file.
+	own := r.err != nil && (e.fatal == nil || !errors.Is(r.err, e.fatal))
 	if r.err != nil {
 		e.failed++
 		if e.worst == nil || exitCode(r.err) > exitCode(e.worst) {
@@ -245,7 +248,10 @@ func (j *transferJob) finish(e *engine, r jobResult) {
 		}
 	}
 	e.mu.Unlock()
-	if r.err == nil || j.bar != nil || e.prog.json && !errors.Is(r.err, e.fatal) {
+	if own && !errors.Is(r.err, errInterrupted) {
+		e.prog.warn("berth %s: %s: %v", e.o.verb, shownText(j.name), r.err)
+	}
+	if r.err == nil || j.bar != nil || e.prog.json && own {
 		j.show(e, r.size)
 		local := j.local
 		if j.root != nil {
