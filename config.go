@@ -46,6 +46,14 @@ const (
 	// maxHostName is the longest domain name, RFC 1035 section 2.3.4, less its root dot.
 	maxHostName = 253
 
+	// maxBacklog is what the kernel takes, which caps it at net.core.somaxconn, an
+	// int that it keeps in 16 bits in places (listen(2)).
+	maxBacklog = 65535
+
+	// maxDatagramBuffer keeps clear of an int's end on 32-bit boxes, doubled as the
+	// kernel does it (socket(7), SO_RCVBUF).
+	maxDatagramBuffer = 256 << 20
+
 	// minDataPort is the lowest port a data connection may use: contract section 4.
 	minDataPort = 1024
 
@@ -78,13 +86,21 @@ type serverConfig struct {
 
 // listenConfig is [listen]: what berth opens when systemd hands over no socket of
 // that name. The first three and HTTP are HOST:PORT, the local ones absolute paths.
+// Backlog and DatagramBuffer are the system's own if 0; the latter holds for
+// sockets from systemd too.
 type listenConfig struct {
-	Control       []string `toml:"control"`
-	TLS           []string `toml:"tls"`
-	Datagram      []string `toml:"datagram"`
-	Local         []string `toml:"local"`
-	LocalDatagram []string `toml:"local_datagram"`
-	HTTP          []string `toml:"http"`
+	Control        []string  `toml:"control"`
+	TLS            []string  `toml:"tls"`
+	Datagram       []string  `toml:"datagram"`
+	Local          []string  `toml:"local"`
+	LocalDatagram  []string  `toml:"local_datagram"`
+	HTTP           []string  `toml:"http"`
+	Backlog        int       `toml:"backlog"`         // connections that wait to be accepted
+	DatagramBuffer byteSize  `toml:"datagram_buffer"` // for requests that wait to be read
+	IPv6Only       bool      `toml:"ipv6_only"`       // [::] is not every IPv4 address too
+	LocalMode      fileMode  `toml:"local_mode"`      // of the unix sockets' files
+	LocalGroup     string    `toml:"local_group"`     // "": that of the process
+	ProxyFrom      []network `toml:"proxy_from"`      // who begins with a PROXY header
 }
 
 // tlsConfig is [tls]. Certificate and Key are both set or both empty; empty means
@@ -188,7 +204,8 @@ func defaultConfig() *config {
 			Local:         []string{"/run/berth/berth.sock"},
 			LocalDatagram: []string{},
 			// Metrics name users, so they stay on the machine unless asked otherwise.
-			HTTP: []string{"127.0.0.1:9621"},
+			HTTP:      []string{"127.0.0.1:9621"},
+			LocalMode: 0o666, ProxyFrom: []network{},
 		},
 		TLS:     tlsConfig{Require: "remote", SessionReuse: "off"},
 		Passive: passiveConfig{Ports: portRange{50000, 50999}},
@@ -385,6 +402,15 @@ func (c configChecker) listen(l *listenConfig) {
 				claim(group.kind, key, net.JoinHostPort(host, strconv.Itoa(port)))
 			}
 		}
+	}
+	if l.Backlog < 0 || l.Backlog > maxBacklog {
+		c.bad("listen.backlog", "%d is not from 0 to %d; write how many connections may wait, or 0 for the system's own number", l.Backlog, maxBacklog)
+	}
+	if l.DatagramBuffer > maxDatagramBuffer {
+		c.bad("listen.datagram_buffer", "%v is more than %v; write a size like %q", l.DatagramBuffer, byteSize(maxDatagramBuffer), "1MiB")
+	}
+	if strings.ContainsAny(l.LocalGroup, ": \x00\n") {
+		c.bad("listen.local_group", `%s is not the name of a group; write one like "berth-admin"`, configQuote(l.LocalGroup))
 	}
 	for _, group := range []struct {
 		key   string
@@ -637,6 +663,27 @@ func compileArgRule(rule string) (*regexp.Regexp, error) {
 }
 
 // --- scalar types ---
+
+// fileMode is the permission bits of a file, written "0660" as for chmod(1).
+type fileMode uint32
+
+func (fileMode) example() string { return `"0660"` }
+
+// String writes four octal digits.
+func (m fileMode) String() string { return fmt.Sprintf("%04o", uint32(m)) }
+
+// MarshalText writes what String says.
+func (m fileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads three or four octal digits.
+func (m *fileMode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 32)
+	if err != nil || len(text) < 3 || len(text) > 4 || n > 0o777 {
+		return fmt.Errorf(`%s is not a file mode; write three or four octal digits, as "0660"`, configQuote(string(text)))
+	}
+	*m = fileMode(n)
+	return nil
+}
 
 // duration is a length of time, written "30s", "5m", "24h", "30d" or "1h30m"; "0"
 // is none. It is never negative.

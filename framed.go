@@ -348,7 +348,7 @@ func (s *session) waitPayload() error {
 		return errDrain
 	}
 	n, err := s.conn.Read(s.fr.in.space())
-	if !s.setIdle(false) {
+	if !s.setIdle(false) || n == 0 && s.drained() {
 		return errDrain
 	}
 	if n > 0 {

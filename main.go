@@ -242,9 +242,6 @@ func runCheck(inv *invocation) error {
 		fmt.Fprintln(stderr, err)
 		return exitWith(exitFailed)
 	}
-	if keys := configNotYet(cfg); len(keys) > 0 {
-		fmt.Fprintf(stdout, "note: this version checks %s but does nothing with it yet\n", strings.Join(keys, ", "))
-	}
 	for _, u := range us.all() {
 		if u.WhenFull == "rotate" && u.limit() == (quota{}) {
 			fmt.Fprintf(stdout, "note: user %s: when_full = \"rotate\" does nothing without quota_bytes or quota_files\n", u.Name)
@@ -346,7 +343,7 @@ func runServe(inv *invocation) error {
 		return exitWith(exitFailed)
 	}
 	srv.configPath = path
-	if err := srv.openSockets(true); err != nil {
+	if err := srv.open(true); err != nil {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
 		return exitWith(exitFailed)
 	}
@@ -556,7 +553,7 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if err := srv.openSockets(false); err != nil {
+	if err := srv.open(false); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("%w; choose others with --control, --datagram and --http, as 127.0.0.1:0 for a free one", err)
 		}

@@ -662,8 +662,6 @@ func scanResult(name string, was, is ledgerEntry) string {
 	return fmt.Sprintf("%s: %d bytes in %d files (the ledger had %d bytes in %d)", name, is.Bytes, is.Files, was.Bytes, was.Files)
 }
 
-// operator tells whether the peer is root, or who runs the daemon, by the unix
-// socket's word.
-func (s *session) operator() bool {
-	return s.hasUID && (s.localUID == 0 || s.localUID == uint32(os.Geteuid()))
-}
+// operator tells whether the peer has the operator's requests, by the unix socket's
+// word.
+func (s *session) operator() bool { return s.isOperator }

@@ -526,7 +526,7 @@ func (b *ftpBox) lists(c net.Conn) bool {
 func (b *ftpBox) serveReal(t testing.TB) []net.Addr {
 	t.Helper()
 	*b.srv.ports = b.real
-	if err := b.srv.openSockets(false); err != nil {
+	if err := b.srv.open(false); err != nil {
 		t.Fatal(err)
 	}
 	b.srv.serve()

@@ -426,7 +426,7 @@ func documentedConfig(t *testing.T, examples bool) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	value := regexp.MustCompile(`^#([a-z_]+ = .*)$`)
+	value := regexp.MustCompile(`^#([a-z0-9_]+ = .*)$`)
 	lines := strings.Split(string(text), "\n")
 	for i, line := range lines {
 		if m := value.FindStringSubmatch(line); m != nil {

@@ -20,7 +20,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 )
@@ -263,21 +262,15 @@ func runnerAllows(stateDir string) func(uid uint32) bool {
 
 // runnerSocket is the socket that systemd passed, or else one at path.
 func runnerSocket(path string) (net.Listener, error) {
-	var given net.Listener
-	for _, f := range activation.Files(true) {
-		name := f.Name()
-		ln, err := net.FileListener(f)
-		f.Close()
-		if err == nil && ln.Addr().Network() != "unix" {
-			err = errors.New("it is no unix stream socket")
-		}
-		if name != runnerListener || err != nil || given != nil {
-			return nil, fmt.Errorf("systemd passed a socket named %q; the runner takes one unix stream socket with FileDescriptorName=%s (%v)", name, runnerListener, err)
-		}
-		given = ln
+	given, err := inheritedSockets([]socketKind{{runnerListener, "unix", nil}})
+	if err == nil && len(given) > 1 {
+		err = fmt.Errorf("systemd passed %d sockets; the runner takes one", len(given))
 	}
-	if given != nil {
-		return given, nil
+	if err != nil {
+		return nil, err
+	}
+	if len(given) == 1 {
+		return given[0].stream, nil
 	}
 	if path == "" {
 		return nil, errors.New(`no socket from systemd and none configured; write runner = "unix:/run/berth/runner.sock" into [exec]`)
@@ -323,11 +316,11 @@ func (r *runner) serve(ln net.Listener) error {
 // take runs the one command of a connection.
 func (r *runner) take(c net.Conn) {
 	defer c.Close()
-	uid, pid, ok := peerCredentials(c)
+	who, ok := peerCredentials(c)
 	call := &runnerCall{conn: c}
 	// Its own commands have its uid too, and must not choose what runs.
-	if !ok || !r.allowed(uid) || r.launcher.ours(pid) {
-		r.log.Warn("refused", "uid", uid, "result", "not the daemon's user")
+	if !ok || !r.allowed(who.uid) || r.launcher.ours(who.pid) {
+		r.log.Warn("refused", "uid", who.uid, "result", "not the daemon's user")
 		call.send(frameAnswer, encodeJSON(runnerAnswer{Code: codeDenied, Text: "this user may not have commands run"}))
 		return
 	}

@@ -322,10 +322,11 @@ func TestRunnerBySocketActivation(t *testing.T) {
 	for _, e := range []struct {
 		names string
 		file  *os.File
-	}{{"control", f}, {"runner", tcp}} {
+		says  string
+	}{{"control", f, "FileDescriptorName= of its unit must be runner"}, {"runner", tcp, "that name needs a unix stream socket"}} {
 		wrong := startBerth(t, []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=" + e.names}, []*os.File{e.file}, "runner", "--config", r.file)
 		wrong.ended(exitFailed)
-		if !strings.Contains(wrong.rest.String(), "FileDescriptorName=runner") {
+		if !strings.Contains(wrong.rest.String(), e.says) {
 			t.Errorf("%s: %s", e.names, wrong.rest.String())
 		}
 	}

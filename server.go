@@ -14,9 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"reflect"
 	"runtime"
 	"runtime/debug"
 	rtmetrics "runtime/metrics"
@@ -24,11 +22,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+	"unsafe"
 
-	"github.com/coreos/go-systemd/v22/activation"
-	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
@@ -44,6 +40,10 @@ const (
 	// password hash alone leaves 19 MiB behind, which a small box can use better.
 	tidyAfter = 1500 * time.Millisecond
 	tidyAbove = 2 << 20
+
+	// adminGroup is whose members have the operator's requests on the local socket.
+	adminGroup = "berth-admin"
+	maxGroups  = 65536 // NGROUPS_MAX, getgroups(2)
 
 	// hookRecount is how soon after an on_upload command a home is counted anew:
 	// one count for a burst of them.
@@ -74,9 +74,16 @@ type server struct {
 	end        context.CancelFunc
 	started    time.Time
 
-	signals chan os.Signal // and what stands for them
-	sockets []socket
-	tidying *time.Timer
+	signals   chan os.Signal // and what stands for them
+	sockets   []socket
+	accepting sync.WaitGroup // the loops of the stream sockets
+	taking    sync.WaitGroup // connections that are not yet sessions
+	resting   atomic.Bool    // the loops are to end, and may be begun again
+	drainAt   atomic.Int64   // when the drain began, in Unix nanoseconds; 0: not yet
+	probes    probes
+	tidying   *time.Timer
+
+	reloading sync.Mutex // one reload at a time
 
 	mu       sync.Mutex // guards what follows; held for moments only
 	sessions map[uint64]*session
@@ -86,6 +93,8 @@ type server struct {
 	nextID   uint64
 	draining bool
 	toDrain  bool           // somebody has asked for it
+	quietAt  time.Time      // when the last session ended, or the server began
+	refused  string         // why the last reload was, "" if it was not
 	running  sync.WaitGroup // sessions and serving loops
 	hooking  sync.WaitGroup // the on_upload queue
 }
@@ -122,7 +131,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 		log: log, level: level, users: us, keys: keys,
 		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, accounts: map[string]*account{},
-		started: time.Now(), signals: make(chan os.Signal, 4),
+		started: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
 	}
 	s.ports = newDataPorts(&s.quick)
 	s.ctx, s.end = context.WithCancel(context.Background())
@@ -175,15 +184,6 @@ func checkTogether(cfg *config, us []*user) error {
 		return errs
 	}
 	return nil
-}
-
-// configNotYet tells what the configuration asks for that this version only checks.
-func configNotYet(cfg *config) []string {
-	var keys []string
-	if cfg.Server.IdleExit > 0 {
-		keys = append(keys, "server.idle_exit")
-	}
-	return keys
 }
 
 // usage is what the quota metrics show: every user whose files are counted.
@@ -252,257 +252,12 @@ func (s *server) launch(ctx context.Context, p program, io programIO) programRes
 func (s *server) config() *config { return s.current.Load() }
 func (s *server) debug() bool     { return s.level.Level() <= slog.LevelDebug }
 
-// live serves until SIGTERM or SIGINT, drains, and returns the exit code.
-// ready is called when every listener answers.
-func (s *server) live(ready func()) int {
-	signals := s.signals
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	s.serve()
-	daemon.SdNotify(false, daemon.SdNotifyReady)
-	if ready != nil {
-		ready()
-	}
-	for sig := range signals {
-		if sig == syscall.SIGHUP {
-			s.reload()
-			continue
-		}
-		break
-	}
-	daemon.SdNotify(false, daemon.SdNotifyStopping)
-	s.shutdown(signals)
-	return exitOK
-}
+// --- serving ---
 
-// reload reads configuration, users and certificate again, all or nothing.
-func (s *server) reload() error {
-	err := func() error {
-		if s.configPath == "" {
-			return s.users.reload(nil)
-		}
-		cfg, err := loadConfig(s.configPath)
-		if err != nil {
-			return err
-		}
-		old := s.config()
-		if cfg.Server.UsersDir != old.Server.UsersDir || cfg.Server.StateDir != old.Server.StateDir {
-			return errors.New("server.users_dir and server.state_dir can change only at a restart")
-		}
-		if t, o := cfg.TLS, old.TLS; t.Certificate != o.Certificate || t.Key != o.Key || t.ClientCA != o.ClientCA || t.SessionReuse != o.SessionReuse {
-			return errors.New("tls.certificate, key, client_ca and session_reuse can change only at a restart; new files under the old names need none")
-		}
-		if !reflect.DeepEqual(cfg.Listen, old.Listen) {
-			return errors.New("[listen] can change only at a restart")
-		}
-		if err := s.users.reload(func(us []*user) error {
-			if err := checkTogether(cfg, us); err != nil {
-				return err
-			}
-			return s.keys.reload()
-		}); err != nil {
-			return err
-		}
-		s.auth.setLimits(cfg.Limits)
-		s.level.Set(logLevel(cfg.Log.Level))
-		s.current.Store(cfg)
-		return nil
-	}()
-	s.metrics.configReloaded(err == nil)
-	if err != nil {
-		s.log.Error("reload refused, the old configuration stays", "error", err)
-		return err
-	}
-	s.hooks.retryNow() // what failed may be what was mended
-	s.log.Info("reloaded")
-	return nil
-}
-
-// shutdown drains: no new sessions, idle ones end, transfers may finish for
-// the time that server.drain gives. Another signal ends it at once.
-func (s *server) shutdown(signals <-chan os.Signal) {
-	s.mu.Lock()
-	s.draining = true
-	left := make([]*session, 0, len(s.sessions))
-	for _, c := range s.sessions {
-		left = append(left, c)
-	}
-	s.mu.Unlock()
-	s.log.Info("draining", "sessions", len(left), "most", s.config().Server.Drain.std())
-	for _, k := range s.sockets {
-		k.close()
-	}
-	for _, c := range left {
-		c.drain()
-	}
-	done := make(chan struct{})
-	go func() { s.running.Wait(); close(done) }()
-	t := time.NewTimer(s.config().Server.Drain.std())
-	defer t.Stop()
-	select {
-	case <-done:
-	case <-t.C:
-	case <-signals:
-	}
-	s.end() // logins that are being checked, and datagram services
-	s.mu.Lock()
-	for _, c := range s.sessions {
-		c.kill()
-	}
-	s.mu.Unlock()
-	// A command has its own time to end, and none may outlive the daemon.
-	wait := 2 * closeTimeout
-	s.mu.Lock()
-	if s.commands > 0 {
-		wait += s.config().Exec.KillAfter.std() + programGone
-	}
-	s.mu.Unlock()
-	select {
-	case <-done:
-	case <-time.After(wait):
-		s.log.Warn("some sessions did not end in time")
-	}
-	s.mu.Lock()
-	quiet := len(s.sessions) == 0
-	s.mu.Unlock()
-	s.house.end(quiet)
-	s.hooking.Wait()
-	s.tidying.Stop()
-	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
-}
-
-// --- sockets ---
-
-// A socket is one listener with the name of its kind (contract section 3).
-type socket struct {
-	kind   string // control, tls, http, local, datagram or local-datagram
-	stream net.Listener
-	packet net.PacketConn
-}
-
-func (k socket) addr() net.Addr {
-	if k.stream != nil {
-		return k.stream.Addr()
-	}
-	return k.packet.LocalAddr()
-}
-
-func (k socket) close() {
-	if k.stream != nil {
-		k.stream.Close()
-	} else {
-		k.packet.Close()
-	}
-}
-
-// openSockets opens what [listen] names. With inherit, sockets from systemd
-// take the place of the configured ones of the same name. On an error nothing
-// stays open.
-func (s *server) openSockets(inherit bool) (err error) {
-	defer func() {
-		if err != nil {
-			for _, k := range s.sockets {
-				k.close()
-			}
-			s.sockets = nil
-		}
-	}()
-	given := map[string]bool{}
-	if inherit {
-		// One pass for all: activation's helpers for streams and for packets
-		// each use up the environment. Try it by hand with
-		// systemd-socket-activate -l 2121 --fdname=control berth serve
-		for _, f := range activation.Files(true) {
-			k, err := inherited(f)
-			if err != nil {
-				return err
-			}
-			given[k.kind] = true
-			s.sockets = append(s.sockets, k)
-		}
-	}
-	l := s.config().Listen
-	var lc net.ListenConfig
-	for _, want := range []struct {
-		kind, network string
-		addrs         []string
-	}{
-		{"control", "tcp", l.Control}, {"tls", "tcp", l.TLS}, {"http", "tcp", l.HTTP},
-		{"local", "unix", l.Local}, {"datagram", "udp", l.Datagram}, {"local-datagram", "unixgram", l.LocalDatagram},
-	} {
-		if given[want.kind] {
-			continue
-		}
-		for _, addr := range want.addrs {
-			k := socket{kind: want.kind}
-			var err error
-			if strings.HasPrefix(want.network, "unix") {
-				if err = clearStale(want.network, addr); err != nil {
-					return fmt.Errorf("listen.%s: %w", want.kind, err)
-				}
-			}
-			switch want.network {
-			case "tcp", "unix":
-				k.stream, err = lc.Listen(s.ctx, want.network, addr)
-			default:
-				k.packet, err = lc.ListenPacket(s.ctx, want.network, addr)
-			}
-			if err == nil && strings.HasPrefix(want.network, "unix") {
-				// Everyone may knock: the kernel tells who it is, and the users' files
-				// say who may come in.
-				err = os.Chmod(addr, 0o666)
-			}
-			if err != nil {
-				return fmt.Errorf("listen.%s: %w", strings.ReplaceAll(want.kind, "-", "_"), err)
-			}
-			s.sockets = append(s.sockets, k)
-		}
-	}
-	return nil
-}
-
-// inherited makes a socket of a descriptor that systemd passed.
-func inherited(f *os.File) (socket, error) {
-	defer f.Close()
-	k := socket{kind: f.Name()}
-	stream := true
-	switch k.kind {
-	case "control", "tls", "http", "local":
-	case "datagram", "local-datagram":
-		stream = false
-	default:
-		return k, fmt.Errorf("systemd passed a socket named %q; FileDescriptorName= must be control, tls, datagram, local, local-datagram or http", k.kind)
-	}
-	var err error
-	if stream {
-		k.stream, err = net.FileListener(f)
-	} else {
-		k.packet, err = net.FilePacketConn(f)
-	}
-	if err != nil {
-		return k, fmt.Errorf("socket %q from systemd is not of the right kind: %w", k.kind, err)
-	}
-	return k, nil
-}
-
-// clearStale removes a socket file that nobody listens on any more, and makes
-// its directory. A file that is no socket, or one that answers, stays.
-func clearStale(network, path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	st, err := os.Lstat(path)
-	if err != nil {
-		return nil
-	}
-	if st.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("%s exists and is no socket", path)
-	}
-	if c, err := net.Dial(network, path); err == nil {
-		c.Close()
-		return fmt.Errorf("another program answers on %s", path)
-	}
-	return os.Remove(path)
+// open opens the listeners, see openSockets.
+func (s *server) open(inherit bool) (err error) {
+	s.sockets, err = openSockets(s.ctx, &s.config().Listen, inherit, s.log)
+	return err
 }
 
 // serve starts a loop for every socket.
@@ -514,10 +269,8 @@ func (s *server) serve() {
 	for _, k := range s.sockets {
 		names = append(names, k.kind+"="+k.addr().String())
 		switch k.kind {
-		case "control", "tls", "local":
-			s.running.Go(func() { s.accept(k) })
-		case "http":
-			s.running.Go(func() { s.serveHTTP(k) })
+		case "control", "tls", "local", "http":
+			s.serveStream(k)
 		default:
 			if d == nil { // one for all sockets, as its limits are
 				d = newDatagramService(s.hello, s.metrics.datagram, s.log)
@@ -529,8 +282,8 @@ func (s *server) serve() {
 			})
 		}
 	}
-	if keys := configNotYet(s.config()); len(keys) > 0 {
-		s.log.Warn("not done by this version", "keys", strings.Join(keys, ","))
+	for _, note := range s.idleExitNotes() {
+		s.log.Warn("idle exit", "note", note)
 	}
 	if e := s.config().Exec; e.Runner == "" && sandboxProblem(e.Sandbox) != nil {
 		s.log.Warn("commands will be refused", "sandbox", sandboxState(e))
@@ -562,14 +315,23 @@ func (s *server) hello() helloInfo {
 	return h
 }
 
-// serveHTTP answers Prometheus and health checks until the listener closes, and
-// lets the answers under way finish.
-func (s *server) serveHTTP(k socket) {
-	h := newHTTPServer(s.metrics.handler(s.ready, s.statusPage), s.metrics.panics.Inc, s.log)
-	stop := context.AfterFunc(s.ctx, h.close)
-	defer stop()
-	s.acceptFor(k, h.serve)
-	h.shutdown()
+// serveStream begins the loop of one stream socket.
+func (s *server) serveStream(k socket) {
+	s.accepting.Add(1)
+	s.running.Go(func() {
+		if k.kind != "http" {
+			defer s.accepting.Done()
+			s.accept(k)
+			return
+		}
+		// Prometheus and health checks: the answers under way are finished.
+		h := newHTTPServer(s.metrics.handler(s.ready, s.statusPage), s.metrics.panics.Inc, s.log)
+		stop := context.AfterFunc(s.ctx, h.close)
+		defer stop()
+		s.acceptFor(k, h.serve)
+		s.accepting.Done()
+		h.shutdown()
+	})
 }
 
 func (s *server) ready() error {
@@ -597,23 +359,24 @@ func (s *server) statusPage(w io.Writer) {
 	fmt.Fprintf(w, "sessions %d", n)
 }
 
-// accept begins a session for each connection until the listener closes.
+// accept begins a session for each connection until the listener closes or rests.
 func (s *server) accept(k socket) {
 	s.acceptFor(k, func(c net.Conn) { s.begin(c, k.kind) })
 }
 
-// acceptFor takes connections until the listener closes, and gives each to take
-// on a goroutine of its own. Trouble with one connection, or a lack of
+// acceptFor takes connections until the listener closes or rests, and gives each
+// to take on a goroutine of its own. Trouble with one connection, or a lack of
 // descriptors, never ends it.
 func (s *server) acceptFor(k socket, take func(net.Conn)) {
 	pause := time.Duration(0)
 	for {
 		c, err := k.stream.Accept()
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
+			if errors.Is(err, net.ErrClosed) || s.resting.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 				return
 			}
 			s.metrics.acceptErrors.Inc()
+			s.probes.short.Store(true)
 			if pause = min(max(2*pause, 5*time.Millisecond), acceptPauseMax); pause >= 40*time.Millisecond {
 				s.log.Warn("cannot accept connections", "listener", k.kind, "error", err, "retry", pause)
 			}
@@ -625,11 +388,24 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 			continue
 		}
 		pause = 0
-		go take(c)
+		// A connection that was taken keeps the drain waiting: it becomes a session,
+		// and is not lost between this loop and the list of those.
+		if k.kind != "http" {
+			s.taking.Add(1)
+		}
+		s.running.Go(func() {
+			if k.kind != "http" {
+				defer s.taking.Done()
+			}
+			if !s.probed(c) {
+				take(c)
+			}
+		})
 	}
 }
 
-// begin admits one connection, or tells it why not, and runs its session.
+// begin admits one connection, or tells it why not, and begins its session, which
+// runs on after begin has returned.
 func (s *server) begin(c net.Conn, kind string) {
 	ses := &session{srv: s, conn: c, bare: c, proto: "ftp", started: time.Now(), allo: -1}
 	switch a := c.RemoteAddr().(type) {
@@ -639,13 +415,14 @@ func (s *server) begin(c net.Conn, kind string) {
 		inlineUrgent(c)
 	default:
 		ses.proto = "local"
-		var pid int
-		ses.localUID, pid, ses.hasUID = peerCredentials(c)
-		if ses.hasUID && s.launcher.ours(pid) {
+		var p peer
+		if p, ses.hasUID = peerCredentials(c); ses.hasUID && s.launcher.ours(p.pid) {
 			// A user's command runs under the daemon's own uid, which must not make
 			// him its operator, nor anybody else.
 			ses.hasUID = false
 		}
+		ses.localUID = p.uid
+		ses.isOperator = ses.hasUID && p.operates()
 	}
 	if text := s.admit(ses); text != "" {
 		s.metrics.sessionRefused(ses.proto)
@@ -657,20 +434,29 @@ func (s *server) begin(c net.Conn, kind string) {
 		c.Close()
 		return
 	}
+	if kind == "tls" {
+		go ses.begin(true) // a handshake takes as long as the client does
+		return
+	}
+	ses.begin(false)
+}
+
+// begin makes the TLS connection, if that comes first, and begins the session.
+func (s *session) begin(secure bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			ses.panicked(v)
+			s.panicked(v)
 		}
 	}()
-	if kind == "tls" {
-		if err := ses.startTLS(true); err != nil {
-			ses.finish("tls")
+	if secure {
+		if err := s.startTLS(true); err != nil {
+			s.finish("tls")
 			return
 		}
 	}
-	s.metrics.sessionStarted(ses.proto)
-	ses.counting = true
-	ses.serveControl()
+	s.srv.metrics.sessionStarted(s.proto)
+	s.counting = true
+	s.serveControl()
 }
 
 // addrWithZone is the local address data connections are opened on.
@@ -684,29 +470,57 @@ func addrWithZone(a net.Addr) netip.Addr {
 // inlineUrgent keeps urgent data in the stream, where the line reader knows
 // what to do with it: lftp and tnftp send ABOR's data mark so.
 func inlineUrgent(c net.Conn) {
-	if sc, ok := c.(syscall.Conn); ok {
-		if rc, err := sc.SyscallConn(); err == nil {
-			rc.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
-		}
-	}
+	onDescriptor(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
 }
 
-// peerCredentials asks the kernel who is at the other end of a unix socket (unix(7)).
-func peerCredentials(c net.Conn) (uid uint32, pid int, ok bool) {
-	sc, isConn := c.(syscall.Conn)
-	if !isConn {
-		return 0, 0, false
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return 0, 0, false
-	}
-	rc.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			uid, pid, ok = cred.Uid, int(cred.Pid), true
+// A peer is who is at the other end of a unix socket, by the kernel's word (unix(7)).
+type peer struct {
+	uid, gid uint32
+	pid      int
+	groups   []uint32 // his others, in which he was when he connected
+}
+
+func peerCredentials(c net.Conn) (p peer, ok bool) {
+	err := onDescriptor(c, func(fd int) error {
+		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return err
 		}
+		p = peer{uid: cred.Uid, gid: cred.Gid, pid: int(cred.Pid)}
+		p.groups = peerGroups(fd)
+		return nil
 	})
-	return uid, pid, ok
+	return p, err == nil
+}
+
+// operates tells whether p has the operator's requests: root, who runs the daemon,
+// and the members of adminGroup. The group is looked up each time, as people are
+// taken out of groups while daemons run.
+func (p *peer) operates() bool {
+	if p.uid == 0 || p.uid == uint32(os.Geteuid()) {
+		return true
+	}
+	gid, err := groupID(adminGroup)
+	return err == nil && (p.gid == uint32(gid) || slices.Contains(p.groups, uint32(gid)))
+}
+
+// peerGroups asks for the groups of the peer; none where the kernel, before 4.13,
+// cannot tell.
+func peerGroups(fd int) []uint32 {
+	for n := 32; n <= maxGroups; n *= 8 {
+		groups := make([]uint32, n)
+		size := uint32(n * 4)
+		_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch e {
+		case 0:
+			return groups[:size/4]
+		case unix.ERANGE:
+			continue
+		}
+		break
+	}
+	return nil
 }
 
 // admit counts a new session, or says why it cannot be. The text for limits
@@ -724,8 +538,6 @@ func (s *server) admit(c *session) (refusal string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.draining:
-		return "The server is going down; try again later."
 	case c.peer.IsValid() && s.byAddr[c.peer] >= cfg.Limits.SessionsPerAddress:
 		return fmt.Sprintf("Too many connections from your address: at most %d.", cfg.Limits.SessionsPerAddress)
 	case c.peer.IsValid() && len(s.sessions) >= cfg.Limits.Sessions: // the local socket always has a place
@@ -738,6 +550,9 @@ func (s *server) admit(c *session) (refusal string) {
 	if c.peer.IsValid() {
 		s.byAddr[c.peer]++
 	}
+	// Taken before the listeners closed: it has the time that all in the middle of
+	// something have.
+	c.draining = s.draining
 	s.running.Add(1)
 	return ""
 }
@@ -766,6 +581,7 @@ func (s *server) ended(c *session, result string) {
 			delete(s.byAddr, c.peer)
 		}
 	}
+	s.quietAt = time.Now()
 	s.mu.Unlock()
 	if c.counting {
 		s.metrics.sessionEnded(c.proto, result)

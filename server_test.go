@@ -86,12 +86,12 @@ func TestLocalSocketIsOpenToAll(t *testing.T) {
 	}
 	cfg := defaultConfig()
 	cfg.Server.StateDir, cfg.Server.UsersDir = dir, users
-	cfg.Listen = listenConfig{Local: []string{filepath.Join(dir, "berth.sock")}}
+	cfg.Listen = listenConfig{Local: []string{filepath.Join(dir, "berth.sock")}, LocalMode: cfg.Listen.LocalMode}
 	srv, err := newServer(cfg, slog.New(slog.DiscardHandler), new(slog.LevelVar), false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := srv.openSockets(false); err != nil {
+	if err := srv.open(false); err != nil {
 		t.Fatal(err)
 	}
 	defer srv.sockets[0].close()

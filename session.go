@@ -34,6 +34,15 @@ const (
 	// command. After it a fresh one waits, with the smallest stack there is: a
 	// stack that grew does not shrink, and idle sessions are most of them.
 	parkAfter = time.Second
+
+	// drainGrace is how long a draining server waits for the next command of a
+	// session that is in the middle of something, and drainCourtesy for how long in
+	// all it takes commands. Who has connected or logged in a moment before a restart
+	// can so fetch his file and leave, and needs not know of it; that each of 200
+	// connections a second lives through a restart is what .ci/systemd shows. A
+	// restart takes that much longer only if somebody is there.
+	drainGrace    = time.Second
+	drainCourtesy = 2 * time.Second
 	// watchAfter is how long a transfer runs before anybody reads the control
 	// connection. Most transfers are over by then and need no second goroutine;
 	// much shorter, and the timers alone would wake the poller for each of them.
@@ -70,6 +79,8 @@ type session struct {
 	localUID uint32 // the unix socket's peer
 	hasUID   bool
 	counting bool // sessionStarted was told
+
+	isOperator bool // has the operator's requests, see peer.operates
 
 	// parameters of transfers (RFC 959 section 5.1, RFC 4217, RFC 2389)
 	cwd        string
@@ -110,6 +121,7 @@ type session struct {
 	stopping bool // the watcher is to end
 	draining bool
 	idle     bool
+	quiet    bool          // idle for longer than parkAfter
 	framed   bool          // fr is there
 	listener *listener     // made by hears
 	watching chan struct{} // closed when the watcher has ended; nil: there is none
@@ -235,7 +247,7 @@ func (s *session) park() {
 		return
 	}
 	s.bare.SetReadDeadline(s.idleAt)
-	if !s.setIdle(true) {
+	if !s.setQuiet() {
 		go s.run(errDrain)
 		return
 	}
@@ -250,7 +262,7 @@ func (s *session) wait(rc syscall.RawConn) {
 }
 
 func (s *session) resume(err error) {
-	if !s.setIdle(false) {
+	if !s.setIdle(false) || err != nil && s.drained() {
 		err = errDrain
 	}
 	s.run(err)
@@ -267,6 +279,7 @@ func readable(fd uintptr) bool {
 func (s *session) setIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.quiet = false
 	if s.idle != idle {
 		s.idle = idle
 		if idle {
@@ -275,16 +288,38 @@ func (s *session) setIdle(idle bool) bool {
 			s.srv.quick.busy.Add(1)
 		}
 	}
+	if !s.draining {
+		return true
+	}
+	left := s.srv.courtesy()
+	if idle && left > 0 {
+		s.bare.SetReadDeadline(time.Now().Add(min(left, drainGrace)))
+	}
+	return left > 0
+}
+
+// setQuiet is setIdle for a session that has been idle for some time.
+func (s *session) setQuiet() bool {
+	if !s.setIdle(true) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quiet = true
 	return !s.draining
 }
 
 // drain asks the session to end: at once if it is idle, else after what it does.
+// In the middle of a conversation it may go on for a moment, see drainGrace.
 func (s *session) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = true
-	if s.idle {
+	switch {
+	case s.idle && s.quiet:
 		s.bare.SetReadDeadline(time.Unix(1, 0))
+	case s.idle:
+		s.bare.SetReadDeadline(time.Now().Add(drainGrace))
 	}
 }
 
@@ -349,7 +384,11 @@ func (s *session) nextLine() (string, error) {
 	}
 }
 
-func (s *session) isDraining() bool {
+// isDraining tells that no further command is to be begun.
+func (s *session) isDraining() bool { return s.drained() && s.srv.courtesy() <= 0 }
+
+// drained tells that the session has been asked to end.
+func (s *session) drained() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.draining
@@ -418,7 +457,11 @@ func (s *session) read() error {
 		in.got(n)
 		return nil
 	}
-	if soon && errors.Is(err, os.ErrDeadlineExceeded) {
+	timeout := errors.Is(err, os.ErrDeadlineExceeded)
+	if timeout && s.drained() {
+		return errDrain
+	}
+	if soon && timeout {
 		if !in.buffered() {
 			s.dropInput()
 		}
@@ -427,12 +470,12 @@ func (s *session) read() error {
 		}
 		s.conn.SetReadDeadline(s.idleAt)
 		s.conn.SetWriteDeadline(s.idleAt)
-		if !s.setIdle(true) {
+		if !s.setQuiet() {
 			return errDrain
 		}
 		in = s.takeInput()
 		n, err = s.conn.Read(in.space())
-		if !s.setIdle(false) {
+		if !s.setIdle(false) || n == 0 && s.drained() {
 			return errDrain
 		}
 		if n > 0 {
