@@ -106,8 +106,16 @@ type authenticator struct {
 	mu         sync.Mutex // guards what follows; never held while hashing, waiting or logging
 	limits     limitsConfig
 	remembered recentMap[[sha256.Size]byte, time.Time]
+	computing  map[[sha256.Size]byte]*hashResult // by name, stored hash and password
 	addresses  recentMap[netip.Prefix, addressFailures]
 	names      recentMap[string, nameFailures]
+}
+
+// A hashResult is a hash that is being computed, for all who ask for the same.
+type hashResult struct {
+	done  chan struct{} // closed when what follows is set
+	known bool          // false: who asked first has gone, or was banned meanwhile
+	fits  bool
 }
 
 // addressFailures is what one address, or an IPv6 /64, has failed at since a time.
@@ -140,6 +148,7 @@ func newAuthenticator(us *users, limits limitsConfig, log *slog.Logger, observe 
 		dummy:      dummyHash(),
 		gate:       newHashGate(runtime.GOMAXPROCS(0)),
 		limits:     limits,
+		computing:  map[[sha256.Size]byte]*hashResult{},
 		remembered: newRecentMap[[sha256.Size]byte, time.Time](rememberMax),
 		addresses:  newRecentMap[netip.Prefix, addressFailures](maxFailureRecords),
 		names:      newRecentMap[string, nameFailures](maxFailureRecords),
@@ -185,7 +194,7 @@ func (a *authenticator) verify(ctx context.Context, name, password string, peer 
 		password = password[:maxPassword] // for the dummy, which fits nothing
 	}
 
-	var memory [sha256.Size]byte
+	memory := a.rememberedAs(&user{Name: name}, password)
 	if hash != a.dummy {
 		memory = a.rememberedAs(u, password)
 		if a.remembers(memory) {
@@ -193,29 +202,14 @@ func (a *authenticator) verify(ctx context.Context, name, password string, peer 
 			return u, nil
 		}
 	}
-	weight := a.gate.weight(hash.memory)
-	if err := a.gate.enter(ctx, weight); err != nil {
-		if err == errAuthBusy {
-			a.observe(method, "busy")
-		}
-		return nil, err
+	fits, err := a.computeOnce(ctx, memory, hash, password, func() error { return a.refuseBanned(name, peer, method) })
+	if err == errAuthBusy {
+		a.observe(method, "busy")
 	}
-	// Many may have waited at the gate while one of them was the last straw.
-	err := a.refuseBanned(name, peer, method)
-	// And one of them may have been this very user, from his other sessions.
-	fits := err == nil && hash != a.dummy && a.remembers(memory)
-	if err == nil && !fits {
-		fits = a.compute(hash, password)
-		// The hash's memory is garbage now. Collecting it costs little beside the hash;
-		// left to itself it piles up, 19 MiB each, for as long as logins keep coming.
-		runtime.GC()
-	}
-	a.gate.leave(weight)
 	if err != nil {
 		return nil, err
 	}
 	if fits && hash != a.dummy {
-		a.remember(memory)
 		a.succeed(name, peer, method)
 		return u, nil
 	}
@@ -229,6 +223,65 @@ func (a *authenticator) verify(ctx context.Context, name, password string, peer 
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// computeOnce tells whether password is that of hash. All who ask for the same at one
+// time, by key, share one computation and one place in its queue: after a restart a
+// hundred cameras with one login come at once, and nothing is remembered. banned is
+// asked after each wait: many may have waited while one of them was the last straw.
+func (a *authenticator) computeOnce(ctx context.Context, key [sha256.Size]byte, hash *passwordHash, password string, banned func() error) (fits bool, err error) {
+	for {
+		a.mu.Lock()
+		r, others := a.computing[key]
+		if !others {
+			r = &hashResult{done: make(chan struct{})}
+			a.computing[key] = r
+		}
+		a.mu.Unlock()
+		if !others {
+			return a.computeFor(ctx, key, r, hash, password, banned)
+		}
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		if err := banned(); err != nil {
+			return false, err
+		}
+		if r.known {
+			return r.fits, nil
+		}
+	}
+}
+
+// computeFor computes the hash for all who wait for r.
+func (a *authenticator) computeFor(ctx context.Context, key [sha256.Size]byte, r *hashResult, hash *passwordHash, password string, banned func() error) (fits bool, err error) {
+	defer func() {
+		a.mu.Lock()
+		delete(a.computing, key)
+		a.mu.Unlock()
+		close(r.done)
+	}()
+	weight := a.gate.weight(hash.memory)
+	if err := a.gate.enter(ctx, weight); err != nil {
+		return false, err
+	}
+	defer a.gate.leave(weight)
+	if err := banned(); err != nil {
+		return false, err
+	}
+	// One who asked for the same may have had the answer just before this one asked.
+	if r.fits = hash != a.dummy && a.remembers(key); !r.fits {
+		r.fits = a.compute(hash, password)
+		// The hash's memory is garbage now. Collecting it costs little beside the hash;
+		// left to itself it piles up, 19 MiB each, for as long as logins keep coming.
+		runtime.GC()
+	}
+	if r.known = true; r.fits && hash != a.dummy {
+		a.remember(key) // before the others go on, and before this result is forgotten
+	}
+	return r.fits, nil
 }
 
 // refuseBanned is the bannedError of a banned address, logged and counted; such a try

@@ -467,8 +467,8 @@ func TestHashQueueIsBounded(t *testing.T) {
 		b.gate.slots <- struct{}{} // someone computes
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		for range maxHashQueue {
-			wg.Go(func() { b.verify(ctx, "ann", "x", peer1) })
+		for i := range maxHashQueue {
+			wg.Go(func() { b.verify(ctx, "ann", fmt.Sprint("x", i), peer1) })
 		}
 		synctest.Wait()
 		if err := b.login("ann", "x", peer2); err != errAuthBusy || b.seen["password busy"] != 1 {
@@ -479,6 +479,39 @@ func TestHashQueueIsBounded(t *testing.T) {
 		b.gate.leave(1)
 		if err := b.login("ann", cheapPassword, peer2); err != nil {
 			t.Errorf("after the queue: %v; want success", err)
+		}
+	})
+}
+
+// All who came while the daemon restarted log in at once, and it remembers no password yet.
+func TestOnePasswordIsHashedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newAuthBench(t, limitsConfig{}, map[string]string{"ann": cheapUser("")})
+		time.Sleep(settleTime) // a stamp younger than that is not trusted
+		b.gate = newHashGate(1)
+		b.gate.slots <- struct{}{} // someone computes
+		var wg sync.WaitGroup
+		for range 4 * maxHashQueue {
+			wg.Go(func() {
+				if err := b.login("ann", cheapPassword, peer1); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		b.gate.leave(1)
+		wg.Wait()
+		if n := b.hashes.Load(); n != 1 || len(b.computing) != 0 {
+			t.Errorf("%d hashes, %d under way; want 1 and none", n, len(b.computing))
+		}
+		// Those with one wrong password do not wait for each other's delay.
+		begun := time.Now()
+		for range 20 {
+			wg.Go(func() { b.login("ann", "wrong", peer1) })
+		}
+		wg.Wait()
+		if took := time.Since(begun); took > maxDelay+time.Second {
+			t.Errorf("20 failures at once took %v; want at most %v", took, maxDelay)
 		}
 	})
 }
