@@ -528,7 +528,7 @@ func (p *syncPlan) settleChecks(ctx context.Context, d digester, remotePath func
 }
 
 func (p *syncPlan) localDigest(ctx context.Context, name string) (string, error) {
-	f, err := p.root.Open(name)
+	f, err := localFiles{p.root}.open(name, os.O_RDONLY, 0)
 	if err != nil {
 		return "", err
 	}

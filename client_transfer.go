@@ -27,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -570,7 +571,7 @@ type localFiles struct{ root *os.Root }
 
 func (l localFiles) open(name string, flag int, perm fs.FileMode) (*os.File, error) {
 	if l.root != nil {
-		return l.root.OpenFile(name, flag, perm)
+		return l.root.OpenFile(name, flag|unix.O_LARGEFILE, perm) // which os.Root leaves out: see openAlways
 	}
 	return os.OpenFile(name, flag, perm)
 }

@@ -151,6 +151,11 @@ var haveOpenat2 = sync.OnceValue(func() bool {
 	return err == nil
 })
 
+// openAlways is for every file of a home. Without O_LARGEFILE, which os.Root leaves out
+// and openat2(2) does not add on a kernel of 32 bits, a file of 2 GiB or more does not
+// open there (EOVERFLOW); where all is 64 bits it is 0.
+const openAlways = unix.O_NOCTTY | unix.O_NONBLOCK | unix.O_LARGEFILE
+
 // open opens rel below the tree without ever leaving it: "..", absolute links
 // and magic links are refused by the kernel. O_NONBLOCK is always on, so that
 // a planted FIFO cannot hang the session.
@@ -161,12 +166,12 @@ func (t *tree) open(rel string, flags int) (*os.File, error) {
 			// all that O_PATH opens here are directories.
 			flags = flags&^unix.O_PATH | unix.O_RDONLY
 		}
-		f, err := t.root.OpenFile(rel, flags|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+		f, err := t.root.OpenFile(rel, flags|openAlways, 0)
 		return f, escapes(err)
 	}
 	// openat2 allows few flags with O_PATH, and a directory needs no others.
 	if flags |= unix.O_CLOEXEC; flags&(unix.O_PATH|unix.O_DIRECTORY) == 0 {
-		flags |= unix.O_NOCTTY | unix.O_NONBLOCK
+		flags |= openAlways
 	}
 	how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	for try := 0; ; try++ {

@@ -47,6 +47,7 @@ const (
 	ioctlSetVersion64 = 0x40087602
 	ioctlSetVersion32 = 0x40047602
 	ioctlSetXattr     = 0x401c5820 // FS_IOC_FSSETXATTR
+	ioctlMIPS         = 0xc0000000 // MIPS has other bits for the direction (asm/ioctl.h)
 
 	filterSetID  = unix.S_ISUID | unix.S_ISGID
 	filterCreate = unix.O_CREAT | unix.O_TMPFILE&^unix.O_DIRECTORY // calls to open that have a mode
@@ -96,6 +97,9 @@ func filterRules(reach filterReach) (rules []filterRule) {
 	// What is in memory no filter sees: libraries go on with the older calls.
 	deny(unix.ENOSYS, "clone3", "openat2")
 
+	// Any call by another's number: MIPS has that, and no library uses it.
+	deny(unix.ENOSYS, "syscall")
+
 	deny(unix.EPERM, "mount", "umount", "umount2", "pivot_root", "fsopen", "fsconfig", "fsmount", "fspick", "move_mount", "open_tree",
 		"open_tree_attr", "mount_setattr", "setns", "open_by_handle_at")
 	for _, call := range []string{"unshare", "clone"} {
@@ -141,6 +145,7 @@ func filterRules(reach filterReach) (rules []filterRule) {
 		deny(unix.EPERM, "fchmod", "fchown", "fchown32", "futimesat", "utimensat", "utimensat_time64", "fsetxattr", "fremovexattr")
 		for _, request := range []uint32{ioctlSetFlags64, ioctlSetFlags32, ioctlSetVersion64, ioctlSetVersion32, ioctlSetXattr} {
 			denyIf("ioctl", filterTest{1, testEquals, request})
+			denyIf("ioctl", filterTest{1, testEquals, request ^ ioctlMIPS})
 		}
 	}
 	return rules
@@ -167,6 +172,8 @@ func filterArches(goarch string) []filterArch {
 		return []filterArch{arm64, arm}
 	case "riscv64":
 		return []filterArch{{unix.AUDIT_ARCH_RISCV64, 4}}
+	case "mipsle":
+		return []filterArch{{unix.AUDIT_ARCH_MIPSEL, 5}}
 	}
 	return nil
 }
@@ -290,82 +297,83 @@ func setFilter(reach filterReach) error {
 
 // filterCalls is the numbers of system calls, by the columns of filterArches; 0:
 // there is none. They never change.
-var filterCalls = map[string][5]uint32{
-	//                   amd64, 386, arm64, arm, riscv64
-	"chmod":            {90, 15, 0, 15, 0},
-	"fchmod":           {91, 94, 52, 94, 52},
-	"fchmodat":         {268, 306, 53, 333, 53},
-	"fchmodat2":        {452, 452, 452, 452, 452},
-	"chown":            {92, 182, 0, 182, 0},
-	"chown32":          {0, 212, 0, 212, 0},
-	"lchown":           {94, 16, 0, 16, 0},
-	"lchown32":         {0, 198, 0, 198, 0},
-	"fchown":           {93, 95, 55, 95, 55},
-	"fchown32":         {0, 207, 0, 207, 0},
-	"fchownat":         {260, 298, 54, 325, 54},
-	"utime":            {132, 30, 0, 0, 0},
-	"utimes":           {235, 271, 0, 269, 0},
-	"futimesat":        {261, 299, 0, 326, 0},
-	"utimensat":        {280, 320, 88, 348, 88},
-	"utimensat_time64": {0, 412, 0, 412, 0},
-	"setxattr":         {188, 226, 5, 226, 5},
-	"lsetxattr":        {189, 227, 6, 227, 6},
-	"fsetxattr":        {190, 228, 7, 228, 7},
-	"setxattrat":       {463, 463, 463, 463, 463},
-	"removexattr":      {197, 235, 14, 235, 14},
-	"lremovexattr":     {198, 236, 15, 236, 15},
-	"fremovexattr":     {199, 237, 16, 237, 16},
-	"removexattrat":    {466, 466, 466, 466, 466},
-	"file_setattr":     {469, 469, 469, 469, 469},
+var filterCalls = map[string][6]uint32{
+	//                   amd64, 386, arm64, arm, riscv64, mipsle
+	"chmod":            {90, 15, 0, 15, 0, 4015},
+	"fchmod":           {91, 94, 52, 94, 52, 4094},
+	"fchmodat":         {268, 306, 53, 333, 53, 4299},
+	"fchmodat2":        {452, 452, 452, 452, 452, 4452},
+	"chown":            {92, 182, 0, 182, 0, 4202},
+	"chown32":          {0, 212, 0, 212, 0, 0},
+	"lchown":           {94, 16, 0, 16, 0, 4016},
+	"lchown32":         {0, 198, 0, 198, 0, 0},
+	"fchown":           {93, 95, 55, 95, 55, 4095},
+	"fchown32":         {0, 207, 0, 207, 0, 0},
+	"fchownat":         {260, 298, 54, 325, 54, 4291},
+	"utime":            {132, 30, 0, 0, 0, 4030},
+	"utimes":           {235, 271, 0, 269, 0, 4267},
+	"futimesat":        {261, 299, 0, 326, 0, 4292},
+	"utimensat":        {280, 320, 88, 348, 88, 4316},
+	"utimensat_time64": {0, 412, 0, 412, 0, 4412},
+	"setxattr":         {188, 226, 5, 226, 5, 4224},
+	"lsetxattr":        {189, 227, 6, 227, 6, 4225},
+	"fsetxattr":        {190, 228, 7, 228, 7, 4226},
+	"setxattrat":       {463, 463, 463, 463, 463, 4463},
+	"removexattr":      {197, 235, 14, 235, 14, 4233},
+	"lremovexattr":     {198, 236, 15, 236, 15, 4234},
+	"fremovexattr":     {199, 237, 16, 237, 16, 4235},
+	"removexattrat":    {466, 466, 466, 466, 466, 4466},
+	"file_setattr":     {469, 469, 469, 469, 469, 4469},
 
-	"creat":   {85, 8, 0, 8, 0},
-	"open":    {2, 5, 0, 5, 0},
-	"openat":  {257, 295, 56, 322, 56},
-	"openat2": {437, 437, 437, 437, 437},
-	"mkdir":   {83, 39, 0, 39, 0},
-	"mkdirat": {258, 296, 34, 323, 34},
-	"mknod":   {133, 14, 0, 14, 0},
-	"mknodat": {259, 297, 33, 324, 33},
-	"ioctl":   {16, 54, 29, 54, 29},
+	"creat":   {85, 8, 0, 8, 0, 4008},
+	"open":    {2, 5, 0, 5, 0, 4005},
+	"openat":  {257, 295, 56, 322, 56, 4288},
+	"openat2": {437, 437, 437, 437, 437, 4437},
+	"mkdir":   {83, 39, 0, 39, 0, 4039},
+	"mkdirat": {258, 296, 34, 323, 34, 4289},
+	"mknod":   {133, 14, 0, 14, 0, 4014},
+	"mknodat": {259, 297, 33, 324, 33, 4290},
+	"ioctl":   {16, 54, 29, 54, 29, 4054},
 
-	"prlimit64":          {302, 340, 261, 369, 261},
-	"setpriority":        {141, 97, 140, 97, 140},
-	"ioprio_set":         {251, 289, 30, 314, 30},
-	"sched_setaffinity":  {203, 241, 122, 241, 122},
-	"sched_setscheduler": {144, 156, 119, 156, 119},
-	"sched_setparam":     {142, 154, 118, 154, 118},
-	"sched_setattr":      {314, 351, 274, 380, 274},
+	"prlimit64":          {302, 340, 261, 369, 261, 4338},
+	"setpriority":        {141, 97, 140, 97, 140, 4097},
+	"ioprio_set":         {251, 289, 30, 314, 30, 4314},
+	"sched_setaffinity":  {203, 241, 122, 241, 122, 4239},
+	"sched_setscheduler": {144, 156, 119, 156, 119, 4160},
+	"sched_setparam":     {142, 154, 118, 154, 118, 4158},
+	"sched_setattr":      {314, 351, 274, 380, 274, 4349},
 
-	"mount":             {165, 21, 40, 21, 40},
-	"umount":            {0, 22, 0, 0, 0},
-	"umount2":           {166, 52, 39, 52, 39},
-	"pivot_root":        {155, 217, 41, 218, 41},
-	"fsopen":            {430, 430, 430, 430, 430},
-	"fsconfig":          {431, 431, 431, 431, 431},
-	"fsmount":           {432, 432, 432, 432, 432},
-	"fspick":            {433, 433, 433, 433, 433},
-	"move_mount":        {429, 429, 429, 429, 429},
-	"open_tree":         {428, 428, 428, 428, 428},
-	"open_tree_attr":    {467, 467, 467, 467, 467},
-	"mount_setattr":     {442, 442, 442, 442, 442},
-	"open_by_handle_at": {304, 342, 265, 371, 265},
-	"unshare":           {272, 310, 97, 337, 97},
-	"clone":             {56, 120, 220, 120, 220},
-	"clone3":            {435, 435, 435, 435, 435},
-	"setns":             {308, 346, 268, 375, 268},
+	"mount":             {165, 21, 40, 21, 40, 4021},
+	"umount":            {0, 22, 0, 0, 0, 4022},
+	"umount2":           {166, 52, 39, 52, 39, 4052},
+	"pivot_root":        {155, 217, 41, 218, 41, 4216},
+	"fsopen":            {430, 430, 430, 430, 430, 4430},
+	"fsconfig":          {431, 431, 431, 431, 431, 4431},
+	"fsmount":           {432, 432, 432, 432, 432, 4432},
+	"fspick":            {433, 433, 433, 433, 433, 4433},
+	"move_mount":        {429, 429, 429, 429, 429, 4429},
+	"open_tree":         {428, 428, 428, 428, 428, 4428},
+	"open_tree_attr":    {467, 467, 467, 467, 467, 4467},
+	"mount_setattr":     {442, 442, 442, 442, 442, 4442},
+	"open_by_handle_at": {304, 342, 265, 371, 265, 4340},
+	"unshare":           {272, 310, 97, 337, 97, 4303},
+	"clone":             {56, 120, 220, 120, 220, 4120},
+	"syscall":           {0, 0, 0, 0, 0, 4000},
+	"clone3":            {435, 435, 435, 435, 435, 4435},
+	"setns":             {308, 346, 268, 375, 268, 4344},
 
-	"bpf":               {321, 357, 280, 386, 280},
-	"keyctl":            {250, 288, 219, 311, 219},
-	"add_key":           {248, 286, 217, 309, 217},
-	"request_key":       {249, 287, 218, 310, 218},
-	"perf_event_open":   {298, 336, 241, 364, 241},
-	"userfaultfd":       {323, 374, 282, 388, 282},
-	"io_uring_setup":    {425, 425, 425, 425, 425},
-	"io_uring_enter":    {426, 426, 426, 426, 426},
-	"io_uring_register": {427, 427, 427, 427, 427},
-	"kexec_load":        {246, 283, 104, 347, 104},
-	"kexec_file_load":   {320, 0, 294, 401, 294},
-	"init_module":       {175, 128, 105, 128, 105},
-	"finit_module":      {313, 350, 273, 379, 273},
-	"delete_module":     {176, 129, 106, 129, 106},
+	"bpf":               {321, 357, 280, 386, 280, 4355},
+	"keyctl":            {250, 288, 219, 311, 219, 4282},
+	"add_key":           {248, 286, 217, 309, 217, 4280},
+	"request_key":       {249, 287, 218, 310, 218, 4281},
+	"perf_event_open":   {298, 336, 241, 364, 241, 4333},
+	"userfaultfd":       {323, 374, 282, 388, 282, 4357},
+	"io_uring_setup":    {425, 425, 425, 425, 425, 4425},
+	"io_uring_enter":    {426, 426, 426, 426, 426, 4426},
+	"io_uring_register": {427, 427, 427, 427, 427, 4427},
+	"kexec_load":        {246, 283, 104, 347, 104, 4311},
+	"kexec_file_load":   {320, 0, 294, 401, 294, 0},
+	"init_module":       {175, 128, 105, 128, 105, 4128},
+	"finit_module":      {313, 350, 273, 379, 273, 4348},
+	"delete_module":     {176, 129, 106, 129, 106, 4129},
 }

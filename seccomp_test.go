@@ -127,12 +127,14 @@ func TestFilterDecides(t *testing.T) {
 		{"ioctl", []uint64{0, 0x1_0000_0000 | unix.TIOCSTI, ptr}, no, no, no}, // the kernel looks at 32 bits
 		{"ioctl", []uint64{0, unix.TIOCLINUX, ptr}, no, no, no},
 		{"ioctl", []uint64{0, ioctlSetFlags64, ptr}, yes, yes, no},
+		{"ioctl", []uint64{0, 0x80046602, ptr}, yes, yes, no}, // as MIPS has it
+		{"syscall", []uint64{4090, ptr, 0o755}, nosys, nosys, nosys},
 		{"mount", nil, no, no, no},
 		{"umount2", nil, no, no, no},
 		{"io_uring_setup", nil, no, no, no},
 		{"setns", nil, no, no, no},
 	} {
-		for _, goarch := range []string{"amd64", "arm64", "riscv64"} {
+		for _, goarch := range []string{"amd64", "arm64", "riscv64", "mipsle"} {
 			for _, a := range filterArches(goarch) {
 				call := filterCalls[c.call][a.column]
 				if call == 0 {
@@ -165,7 +167,7 @@ func TestFilterNumbers(t *testing.T) {
 		t.Skip("no module cache: ", err)
 	}
 	define := regexp.MustCompile(`(?m)^\s+SYS_(\w+)\s+= (\d+)$`)
-	for column, goarch := range []string{"amd64", "386", "arm64", "arm", "riscv64"} {
+	for column, goarch := range []string{"amd64", "386", "arm64", "arm", "riscv64", "mipsle"} {
 		table, err := os.ReadFile(filepath.Join(string(bytes.TrimSpace(dir)), "unix", "zsysnum_linux_"+goarch+".go"))
 		if err != nil {
 			t.Skip(err)

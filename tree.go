@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -442,7 +443,10 @@ func processStat(pid int) (s processInfo, ok bool) {
 func rtSigaction(sig uintptr) {
 	// struct sigaction of rt_sigaction(2): all zero is SIG_DFL on every processor.
 	var dfl [64]byte
-	const sigset = 8 // bytes of the kernel's sigset_t
+	sigset := uintptr(8) // bytes of the kernel's sigset_t
+	if strings.HasPrefix(runtime.GOARCH, "mips") {
+		sigset = 16 // 128 signals; with another number the call is EINVAL
+	}
 	unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&dfl)), 0, sigset, 0, 0)
 }
 
