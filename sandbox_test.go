@@ -269,7 +269,7 @@ func TestProgramDirectory(t *testing.T) {
 
 func TestSandboxNeedsLandlock(t *testing.T) {
 	const sentence = `this kernel has no Landlock to keep commands in their user's home: use Linux 5.13 or later with "landlock" ` +
-		`in its lsm= list, or run commands without by exec.sandbox = "best-effort" or "off"`
+		`in its lsm= list, in a container also an engine whose seccomp profile lets Landlock through, or run commands without by exec.sandbox = "best-effort" or "off"`
 	for _, c := range []struct {
 		mode string
 		abi  int
