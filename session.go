@@ -36,13 +36,15 @@ const (
 	parkAfter = time.Second
 
 	// drainGrace is how long a draining server waits for the next command of a
-	// session that is in the middle of something, and drainCourtesy for how long in
-	// all it takes commands. Who has connected or logged in a moment before a restart
-	// can so fetch his file and leave, and needs not know of it; that each of 200
-	// connections a second lives through a restart is what .ci/systemd shows. A
-	// restart takes that much longer only if somebody is there.
+	// session that is in the middle of something; with a passive port announced,
+	// where the client may just be connecting, it is drainArmed. In all it takes
+	// commands for drainCourtesy. Who has connected or logged in a moment before a
+	// restart can so fetch his file and leave, and needs not know of it: that 200
+	// connections a second live through restarts on a busy machine is what
+	// .ci/systemd shows. A restart takes that much longer only if somebody is there.
 	drainGrace    = time.Second
-	drainCourtesy = 2 * time.Second
+	drainArmed    = 5 * time.Second
+	drainCourtesy = 10 * time.Second
 	// watchAfter is how long a transfer runs before anybody reads the control
 	// connection. Most transfers are over by then and need no second goroutine;
 	// much shorter, and the timers alone would wake the poller for each of them.
@@ -122,6 +124,7 @@ type session struct {
 	draining bool
 	idle     bool
 	quiet    bool          // idle for longer than parkAfter
+	armed    bool          // a passive port has been announced
 	framed   bool          // fr is there
 	listener *listener     // made by hears
 	watching chan struct{} // closed when the watcher has ended; nil: there is none
@@ -280,6 +283,7 @@ func (s *session) setIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.quiet = false
+	s.armed = idle && s.arm.armed()
 	if s.idle != idle {
 		s.idle = idle
 		if idle {
@@ -293,7 +297,7 @@ func (s *session) setIdle(idle bool) bool {
 	}
 	left := s.srv.courtesy()
 	if idle && left > 0 {
-		s.bare.SetReadDeadline(time.Now().Add(min(left, drainGrace)))
+		s.bare.SetReadDeadline(time.Now().Add(min(left, s.grace())))
 	}
 	return left > 0
 }
@@ -319,8 +323,16 @@ func (s *session) drain() {
 	case s.idle && s.quiet:
 		s.bare.SetReadDeadline(time.Unix(1, 0))
 	case s.idle:
-		s.bare.SetReadDeadline(time.Now().Add(drainGrace))
+		s.bare.SetReadDeadline(time.Now().Add(s.grace()))
 	}
+}
+
+// grace is for how long the next command is waited for in a drain; s.mu is held.
+func (s *session) grace() time.Duration {
+	if s.armed {
+		return drainArmed
+	}
+	return drainGrace
 }
 
 // kill ends the session whatever it does.
