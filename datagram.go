@@ -10,21 +10,25 @@ package main
 // Three things keep two services from being set upon each other. The classic
 // request is any text at all, and its answer is the time in ctime form; so a
 // text with a time of day in it is taken for somebody's answer and gets none.
-// Every other answer is either shorter than its request or is itself no more
-// than an unknown word, so any exchange ends after a few steps. And all of it,
-// off this machine, is within a rate for each source network.
+// An echo that would be echoed again is not sent to another machine, and every
+// other answer is itself no more than an unknown word, so any exchange ends
+// after a few steps. And all of it, off this machine, is within a rate for each
+// source network.
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -34,7 +38,7 @@ import (
 
 const (
 	// datagramMax holds any UDP datagram (65,527 bytes over IPv6). Longer ones
-	// on a unix socket are malformed.
+	// on a unix socket are malformed. A multiple of every size of page.
 	datagramMax = 64 << 10
 
 	// An answer to another machine is at most this many times its request plus
@@ -63,6 +67,13 @@ const (
 	// never reads still costs the others their answers, until it closes. Who
 	// may open the socket file is who may do that.
 	datagramUnixBuffer = 1 << 20
+
+	// datagramNobody is the uid in place of one that cannot be told, as the
+	// kernel has it in /proc/sys/kernel/overflowuid.
+	datagramNobody = 65534
+
+	// datagramLoopback is the index of lo in every network namespace.
+	datagramLoopback = 1
 
 	// A read that keeps failing is tried again after a pause that doubles.
 	datagramPauseMin = 5 * time.Millisecond
@@ -102,6 +113,11 @@ type datagramService struct {
 	now   func() time.Time
 	rate  *datagramLimiter
 
+	// allowed is [filter] of the configuration, for an unmapped address
+	// without a zone; nil allows everyone. Set before serve, called from any
+	// goroutine for each datagram on UDP.
+	allowed func(netip.Addr) bool
+
 	hello     func() []byte // d.helloJSON, bound once: a method value allocates
 	helloLast atomic.Pointer[helloJSON]
 }
@@ -112,7 +128,7 @@ type helloJSON struct {
 }
 
 // newDatagramService returns a service; serve runs it on a socket. info is
-// asked at each hello, from any goroutine. m gets one call for each datagram
+// asked at each hello, from any goroutine; allowed may be set next. m gets one call for each datagram
 // received: the service asked (time, rfc3339, rfc868, echo, upper, hello, none)
 // and the result (ok, malformed, limited, refused, error).
 func newDatagramService(info func() helloInfo, m func(service, result string), log *slog.Logger) *datagramService {
@@ -122,25 +138,28 @@ func newDatagramService(info func() helloInfo, m func(service, result string), l
 }
 
 // serve answers datagrams on pc until ctx ends, then closes pc and returns
-// nil. It returns an error only if pc was closed by somebody else.
+// nil. It returns an error if pc was closed by somebody else, or cannot be
+// served at all.
 func (d *datagramService) serve(ctx context.Context, pc net.PacketConn) error {
 	defer pc.Close()
 	stop := context.AfterFunc(ctx, func() { pc.Close() })
 	defer stop()
 
-	var next func() error // reads and answers one datagram
+	var b *datagramBatch
+	var next func() error // reads and answers a batch
+	var err error
 	switch c := pc.(type) {
 	case *net.UDPConn:
-		next = d.udpStep(c)
+		b, next, err = d.udpStep(c)
 	case *net.UnixConn:
-		step, err := d.unixStep(c)
-		if err != nil {
-			return err
-		}
-		next = step
+		b, next, err = d.unixStep(c)
 	default:
-		next = d.packetStep(c)
+		err = fmt.Errorf("datagrams on %T: neither UDP nor a unix socket", pc)
 	}
+	if err != nil {
+		return err
+	}
+	defer b.close()
 
 	pause := time.Duration(0)
 	for {
@@ -169,144 +188,203 @@ func (d *datagramService) serve(ctx context.Context, pc net.PacketConn) error {
 	}
 }
 
-// udpStep serves UDP without allocating for a datagram.
-func (d *datagramService) udpStep(c *net.UDPConn) func() error {
+// udpStep serves UDP, a batch at a step.
+func (d *datagramService) udpStep(c *net.UDPConn) (*datagramBatch, func() error, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := newDatagramBatch(c, raw, datagramBatchSize, datagramControl, d.wrote)
+	if err != nil {
+		return nil, nil, err
+	}
+	b.patience = datagramPatience
 	local := c.LocalAddr().(*net.UDPAddr).AddrPort()
-	udpPrepare(c, local.Addr())
-	in, out := make([]byte, datagramMax), make([]byte, 0, datagramMax)
-	control := make([]byte, 128)
-	return func() error {
-		n, cn, flags, src, err := c.ReadMsgUDPAddrPort(in, control)
+	udpPrepare(raw, local.Addr())
+	return b, func() error {
+		n, err := b.read()
 		if err != nil {
 			return err
 		}
-		answer, service, ok := d.answer(out[:0], in[:n], flags&unix.MSG_TRUNC != 0, src, local.Port())
-		if !ok {
-			return nil
-		}
-		// The answer leaves from the address that was asked: a client on a
-		// connected socket sees no other, and a box may have several.
-		if from := udpReplyFrom(control[:cn]); from != nil {
-			if _, _, err = c.WriteMsgUDPAddrPort(answer, from, src); err == nil {
-				d.count(service, "ok")
-				return nil
+		now := d.now() // of them all: a batch takes less than the answer's way back
+		for i := range n {
+			r := b.request(i)
+			// The answer leaves from the address that was asked: a client on a
+			// connected socket sees no other, and a box may have several.
+			from, device := udpReplyFrom(r.control)
+			q := datagramQuestion{text: r.text, truncated: r.truncated, src: datagramSource(r.name), own: local.Port(), device: device, at: now}
+			if answer, service, ok := d.answer(b.room(), &q); ok {
+				b.reply(i, answer, service, from)
 			}
-			// The request was sent to a broadcast address, which is no source.
 		}
-		_, err = c.WriteToUDPAddrPort(answer, src)
-		d.wrote(service, err)
+		b.flush()
 		return nil
-	}
+	}, nil
 }
 
-// udpPrepare asks for the destination address of each datagram where the
-// socket has more than one, and gives up the right to send broadcasts, which
-// Go asks for on every UDP socket: the kernel then refuses an answer to a
-// forged source that is the broadcast address of a network of ours. Neither is
-// needed to serve, so a kernel that refuses is no error.
-func udpPrepare(c *net.UDPConn, local netip.Addr) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
+// udpPrepare asks for the destination address and the device of each datagram,
+// and gives up the right to send broadcasts, which Go asks for on every UDP
+// socket: the kernel then refuses an answer to a forged source that is the
+// broadcast address of a network of ours. Neither is needed to serve, so a
+// kernel that refuses is no error.
+func udpPrepare(raw syscall.RawConn, local netip.Addr) {
 	raw.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0)
-		switch {
-		case !local.IsUnspecified():
-		case local.Is4():
+		if local.Is4() {
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		default:
+		} else {
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 		}
 	})
 }
 
-// udpReplyFrom turns the control message of a received datagram, in place,
-// into one that sends from the address it was sent to; nil if there is none or
-// it is not an address to send from. Layouts: ip(7) in_pktinfo, RFC 3542
-// section 6.
-func udpReplyFrom(control []byte) []byte {
-	if len(control) == 0 {
-		return nil
-	}
-	h, data, _, err := unix.ParseOneSocketControlMessage(control)
-	if err != nil {
-		return nil
-	}
-	switch {
-	case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-		// ifindex, spec_dst (the local address, also for a broadcast), addr.
-		// Routing picks the interface, as it would for any answer. What was
-		// queued before udpPrepare, as the datagram that had systemd start us,
-		// has no spec_dst but the address in its header.
-		clear(data[:4])
-		if [4]byte(data[4:8]) == [4]byte{} {
-			copy(data[4:8], data[8:12])
+// udpReplyFrom finds the control message with the destination of a received
+// datagram, among others that a socket unit may have asked for, and turns it,
+// in place, into one that sends from there; nil if there is none or it is not
+// an address to send from. device is the index of the interface that it came
+// in by, 0 if that is not known. Layouts: ip(7) in_pktinfo, RFC 3542 section 6.
+func udpReplyFrom(control []byte) (from []byte, device uint32) {
+	for len(control) >= unix.SizeofCmsghdr {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
+		if err != nil {
+			return nil, 0
 		}
-		return control
-	case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-		addr := netip.AddrFrom16([16]byte(data[:16]))
-		if addr.IsMulticast() || addr.Unmap().IsMulticast() {
-			return nil
+		whole := control[:min(unix.CmsgLen(len(data)), len(control))]
+		switch {
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			// ifindex, spec_dst (the local address, also for a broadcast), addr.
+			// Routing picks the interface, as it would for any answer. What was
+			// queued before udpPrepare, as the datagram that had systemd start
+			// us, has no spec_dst but the address in its header.
+			device = binary.NativeEndian.Uint32(data)
+			clear(data[:4])
+			if [4]byte(data[4:8]) == [4]byte{} {
+				copy(data[4:8], data[8:12])
+			}
+			return whole, device
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			addr := netip.AddrFrom16([16]byte(data[:16]))
+			device = binary.NativeEndian.Uint32(data[16:])
+			if addr.IsMulticast() || addr.Unmap().IsMulticast() {
+				return nil, device
+			}
+			if !addr.IsLinkLocalUnicast() { // those alone mean nothing without their interface
+				clear(data[16:20])
+			}
+			return whole, device
 		}
-		if !addr.IsLinkLocalUnicast() { // those alone mean nothing without their interface
-			clear(data[16:20])
-		}
-		return control
+		control = rest
 	}
-	return nil
+	return nil, 0
 }
 
-// unixStep serves a unix datagram socket.
-func (d *datagramService) unixStep(c *net.UnixConn) (func() error, error) {
+// unixStep serves a unix datagram socket, one datagram at a step: each answer
+// needs its receiver's socket file looked at, which costs several times what a
+// batch would save, and a client that does not read is common here and would
+// stop each batch it is in.
+func (d *datagramService) unixStep(c *net.UnixConn) (*datagramBatch, func() error, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	// No patience: a receiver that does not read must not hold up the others.
+	b, err := newDatagramBatch(c, raw, 1, datagramUnixControl, d.wrote)
+	if err != nil {
+		return nil, nil, err
 	}
 	// Best effort: the kernel caps it at net.core.wmem_max.
 	c.SetWriteBuffer(datagramUnixBuffer)
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		credErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}); err != nil || credErr != nil { // without it the kernel would hand us descriptors; see datagramUnixControl
+		b.close()
+		return nil, nil, errors.Join(err, credErr)
+	}
 	own := c.LocalAddr().String()
-	in, out := make([]byte, datagramMax+1), make([]byte, 0, datagramMax)
-	return func() error {
-		n, src, err := c.ReadFromUnix(in)
-		if err != nil {
+	var st unix.Stat_t
+	return b, func() error {
+		if _, err := b.read(); err != nil {
 			return err
 		}
-		answer, service, ok := d.compose(out[:0], in[:n], n > datagramMax)
+		r := b.request(0)
+		answer, service, ok := d.compose(b.room(), r.text, r.truncated, d.now())
 		if !ok {
 			return nil
 		}
-		if src == nil || src.Name == "" || src.Name == own {
+		file, ok := unixSource(r.name, own)
+		if !ok {
 			d.count(service, "refused") // a client that did not bind cannot be answered
 			return nil
 		}
-		// A receiver that does not read must not hold up the others, so the
-		// answer is sent now or not at all.
-		var sendErr error
-		err = raw.Write(func(fd uintptr) bool {
-			sendErr = unix.Sendto(int(fd), answer, unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: src.Name})
-			return true
-		})
-		d.wrote(service, errors.Join(err, sendErr))
+		if file != nil {
+			fd, err := unixTarget(file, &st)
+			if err != nil {
+				d.wrote(service, err)
+				return nil
+			}
+			defer unix.Close(fd)
+			if !unixTrusts(unixSender(r.control), st.Uid, service) {
+				d.count(service, "refused")
+				return nil
+			}
+			b.readdress(0, fd)
+		}
+		b.reply(0, answer, service, nil)
+		b.flush()
 		return nil
 	}, nil
 }
 
-// packetStep serves any other kind of socket. It can tell nothing about the
-// source, so it trusts it as a local one.
-func (d *datagramService) packetStep(c net.PacketConn) func() error {
-	in, out := make([]byte, datagramMax+1), make([]byte, 0, datagramMax)
-	return func() error {
-		n, src, err := c.ReadFrom(in)
-		if err != nil {
-			return err
-		}
-		if answer, service, ok := d.compose(out[:0], in[:n], n > datagramMax); ok {
-			_, err = c.WriteTo(answer, src)
-			d.wrote(service, err)
-		}
-		return nil
+// unixSource says whether the source of a datagram can be answered. file is its
+// path, with a NUL behind it; nil if its name is an abstract one. A relative
+// path is of the client's directory and names another file in ours, or none.
+func unixSource(name []byte, own string) (file []byte, ok bool) {
+	if len(name) < 3 {
+		return nil, false
 	}
+	path := name[2:]
+	if path[0] == 0 {
+		return nil, own == "" || own[0] != '@' || string(path[1:]) != own[1:]
+	}
+	if end := bytes.IndexByte(path, 0); end >= 0 {
+		path = path[:end]
+	}
+	if path[0] != '/' || string(path) == own {
+		return nil, false
+	}
+	file = path[:len(path)+1] // the slot has the room
+	file[len(path)] = 0
+	return file, true
+}
+
+// unixSender returns the uid that sent a datagram, datagramNobody if the kernel
+// does not say: what was queued before we asked for it has none.
+func unixSender(control []byte) uint32 {
+	if len(control) >= unix.SizeofCmsghdr {
+		h, data, _, err := unix.ParseOneSocketControlMessage(control)
+		if err == nil && h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_CREDENTIALS && len(data) >= unix.SizeofUcred {
+			return binary.NativeEndian.Uint32(data[4:]) // pid, uid, gid
+		}
+	}
+	return datagramNobody
+}
+
+// unixTrusts says whether an answer of service may go to a socket file of
+// owner, on the word of sender. A name can be a lie here too: bound in a mount
+// namespace of one's own, it may be that of any socket outside, and echo would
+// have the daemon tell the service manager, or the journal, what a stranger
+// likes. So the file must be the sender's. Of an unknown sender it is not
+// known, and it gets what holds no word of his. An abstract name has no owner;
+// only another network namespace can lie about one.
+func unixTrusts(sender, owner uint32, service string) bool {
+	switch {
+	case sender == datagramNobody:
+		return service != "echo" && service != "upper"
+	case sender == 0:
+		return true
+	}
+	return sender == owner
 }
 
 // wrote counts an answer that was to be sent. The error is the network's or
@@ -319,24 +397,45 @@ func (d *datagramService) wrote(service string, err error) {
 	d.count(service, "ok")
 }
 
-// answer composes the answer to a datagram from src on a socket with the port
-// own, and applies every rule about sources. Without ok there is none, and the
-// datagram has been counted.
-func (d *datagramService) answer(dst, req []byte, truncated bool, src netip.AddrPort, own uint16) (answer []byte, service string, ok bool) {
-	addr := src.Addr().Unmap()
-	if !datagramSourceAllowed(addr, src.Port(), own) {
+// A datagramQuestion is a datagram with all that decides about its answer.
+type datagramQuestion struct {
+	text      []byte
+	truncated bool
+	src       netip.AddrPort
+	own       uint16 // the port it was sent to
+	device    uint32 // the interface it came in by, 0 if not known
+	at        time.Time
+}
+
+// answer composes the answer to q and applies every rule about sources.
+// Without ok there is none, and the datagram has been counted.
+func (d *datagramService) answer(dst []byte, q *datagramQuestion) (answer []byte, service string, ok bool) {
+	addr := q.src.Addr().Unmap()
+	if !datagramSourceAllowed(addr, q.src.Port(), q.own) || d.allowed != nil && !d.allowed(addr) {
 		d.count("none", "refused")
 		return nil, "", false
 	}
-	answer, service, ok = d.compose(dst, req, truncated)
-	if !ok || addr.IsLoopback() {
+	here := addr.IsLoopback()
+	if here && q.device != 0 && q.device != datagramLoopback {
+		// From the wire, under a name of this machine's own: with the sysctl
+		// route_localnet the kernel lets it in, and what listens on 127.0.0.1
+		// alone would get the answer.
+		d.count("none", "refused")
+		return nil, "", false
+	}
+	answer, service, ok = d.compose(dst, q.text, q.truncated, q.at)
+	if !ok || here {
 		return answer, service, ok
 	}
-	if len(answer) > datagramGainFactor*len(req)+datagramGainHeader {
+	if len(answer) > datagramGainFactor*len(q.text)+datagramGainHeader {
 		d.count(service, "malformed") // a hello without enough padding
 		return nil, "", false
 	}
-	if !d.rate.allow(addr, d.now()) {
+	if (service == "echo" || service == "upper") && datagramRepeats(answer) {
+		d.count(service, "refused")
+		return nil, "", false
+	}
+	if !d.rate.allow(addr, q.at) {
 		d.count(service, "limited")
 		return nil, "", false
 	}
@@ -345,7 +444,7 @@ func (d *datagramService) answer(dst, req []byte, truncated bool, src netip.Addr
 
 // compose is answerDatagram with what no datagram may do to the others: end
 // them by a panic.
-func (d *datagramService) compose(dst, req []byte, truncated bool) (answer []byte, service string, ok bool) {
+func (d *datagramService) compose(dst, req []byte, truncated bool, now time.Time) (answer []byte, service string, ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			d.log.Error("datagram panic", "panic", p, "stack", string(debug.Stack()))
@@ -354,7 +453,7 @@ func (d *datagramService) compose(dst, req []byte, truncated bool) (answer []byt
 		}
 	}()
 	if !truncated {
-		answer, service = answerDatagram(dst, req, d.now(), d.hello)
+		answer, service = answerDatagram(dst, req, now, d.hello)
 	}
 	if service == "" {
 		d.count("none", "malformed")
@@ -414,11 +513,7 @@ func answerDatagram(dst, req []byte, now time.Time, hello func() []byte) (answer
 	if len(req) == 0 {
 		return binary.BigEndian.AppendUint32(dst, uint32(now.Unix()+rfc868Epoch)), "rfc868"
 	}
-	end := 0
-	for end < len(req) && !datagramSpace(req[end]) {
-		end++
-	}
-	word, text := req[:end], req[end:]
+	word, text := datagramWord(req)
 	if len(text) > 0 && text[0] == ' ' {
 		text = text[1:]
 	}
@@ -435,6 +530,23 @@ func answerDatagram(dst, req []byte, now time.Time, hello func() []byte) (answer
 		return nil, ""
 	}
 	return now.Local().AppendFormat(dst, datagramCtime), "time"
+}
+
+// datagramWord splits req after its first word.
+func datagramWord(req []byte) (word, rest []byte) {
+	end := 0
+	for end < len(req) && !datagramSpace(req[end]) {
+		end++
+	}
+	return req[:end], req[end:]
+}
+
+// datagramRepeats says whether an answer would have a service like this one
+// send it back in turn. 60 KiB of "echo echo echo" would go to and fro ten
+// thousand times.
+func datagramRepeats(answer []byte) bool {
+	word, _ := datagramWord(answer)
+	return datagramFold(word, "echo") || datagramFold(word, "upper")
 }
 
 func datagramSpace(b byte) bool {
@@ -536,12 +648,8 @@ func newDatagramLimiter(start time.Time) *datagramLimiter {
 	return &datagramLimiter{start: start, seed: maphash.MakeSeed()}
 }
 
-// allow takes one token of addr's network, if there is one.
-func (l *datagramLimiter) allow(addr netip.Addr, now time.Time) bool {
-	const (
-		token    = int64(time.Second) / datagramRate
-		capacity = datagramBurst * token
-	)
+// slot returns the bucket of addr's network.
+func (l *datagramLimiter) slot(addr netip.Addr) *atomic.Int64 {
 	var network [9]byte
 	if addr.Is4() {
 		a := addr.As4()
@@ -551,7 +659,16 @@ func (l *datagramLimiter) allow(addr netip.Addr, now time.Time) bool {
 		a := addr.As16()
 		copy(network[:], a[:8])
 	}
-	slot := &l.full[maphash.Bytes(l.seed, network[:])%datagramSlots]
+	return &l.full[maphash.Bytes(l.seed, network[:])%datagramSlots]
+}
+
+// allow takes one token of addr's network, if there is one.
+func (l *datagramLimiter) allow(addr netip.Addr, now time.Time) bool {
+	const (
+		token    = int64(time.Second) / datagramRate
+		capacity = datagramBurst * token
+	)
+	slot := l.slot(addr)
 	at := int64(now.Sub(l.start))
 	for {
 		old := slot.Load()
