@@ -767,13 +767,14 @@ func runDf(inv *invocation) error {
 		rows = append(rows, row)
 	}
 	if !inv.on("json") {
-		writeTable(inv.stdout, rows)
+		writeTable(inv.stdout, rows, 1)
 	}
 	return nil
 }
 
-// writeTable aligns rows: the first column to the left, the others to the right.
-func writeTable(w io.Writer, rows [][]string) {
+// writeTable aligns rows: the first column to the left, the others to the right, or
+// to the left too if side is -1.
+func writeTable(w io.Writer, rows [][]string, side int) {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
@@ -785,7 +786,7 @@ func writeTable(w io.Writer, rows [][]string) {
 			if i == 0 {
 				fmt.Fprintf(w, "%-*s", widths[i], shownText(cell))
 			} else {
-				fmt.Fprintf(w, "  %*s", widths[i], cell)
+				fmt.Fprintf(w, "  %*s", side*widths[i], cell)
 			}
 		}
 		fmt.Fprintln(w)

@@ -38,11 +38,13 @@ const (
 type dataPorts struct {
 	listen func(addr netip.AddrPort) (net.Listener, error)
 	dial   func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error)
+	shared *sharedPorts
 }
 
 // newDataPorts uses the real network.
 func newDataPorts(quick *quickPoll) *dataPorts {
 	return &dataPorts{
+		shared: newSharedPorts(),
 		listen: func(a netip.AddrPort) (net.Listener, error) { return listenQuick(a, quick) },
 		dial: func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error) {
 			d := net.Dialer{KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
@@ -51,7 +53,7 @@ func newDataPorts(quick *quickPoll) *dataPorts {
 	}
 }
 
-// passive listens on local and a random port of the range. The search starts
+// passive listens on local and a random port of the range, for one session alone. The search starts
 // at a random place, so that the next port cannot be told from the last one
 // (RFC 2577 section 8).
 func (p *dataPorts) passive(local netip.Addr, ports portRange) (net.Listener, uint16, error) {
@@ -292,26 +294,37 @@ func (l *quickListener) hangUp() {
 	if l.file != nil {
 		return // the poller has it: somebody waited here, and for nobody
 	}
-	var drop [1024]byte
 	for range quickBacklog + 1 {
 		fd, _, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		if err != nil {
 			return
 		}
-		unix.Shutdown(fd, unix.SHUT_WR)
-		for range quickBacklog {
-			if n, err := unix.Read(fd, drop[:]); n <= 0 || err != nil {
-				break
-			}
-		}
-		unix.Close(fd)
+		endSocket(fd)
 	}
+}
+
+// endSocket ends a connection that nobody will use.
+func endSocket(fd int) {
+	var drop [1024]byte
+	unix.Shutdown(fd, unix.SHUT_WR)
+	for range quickBacklog {
+		if n, err := unix.Read(fd, drop[:]); n <= 0 || err != nil {
+			break
+		}
+	}
+	unix.Close(fd)
 }
 
 // A quickConn is the data connection that came in on a quickListener.
 type quickConn struct {
 	quickSocket
 	local, remote netip.AddrPort
+}
+
+// hangUp ends a connection as it was accepted: nobody has used it.
+func (c *quickConn) hangUp() {
+	endSocket(c.fd)
+	c.fd = -1
 }
 
 func (c *quickConn) LocalAddr() net.Addr  { return net.TCPAddrFromAddrPort(c.local) }
@@ -389,6 +402,7 @@ func (c *quickConn) settle() (*net.TCPConn, error) {
 type dataArm struct {
 	ln     net.Listener
 	target netip.AddrPort
+	counts *sharedPorts // where ln counts as a private port; nil: nowhere
 }
 
 func (a *dataArm) armed() bool { return a.ln != nil || a.target.IsValid() }
@@ -396,6 +410,9 @@ func (a *dataArm) armed() bool { return a.ln != nil || a.target.IsValid() }
 func (a *dataArm) disarm() {
 	if a.ln != nil {
 		a.ln.Close()
+	}
+	if a.counts != nil {
+		a.counts.count(func(u *portUse) { u.private-- })
 	}
 	*a = dataArm{}
 }
@@ -491,9 +508,9 @@ func (x *transfer) extend() error {
 }
 
 // open makes the data connection: waits for the client on a listener, or
-// connects to it. Only peer, the control connection's own address, is served:
-// others are closed and the wait goes on (no PASV theft, RFC 2577 section 3).
-func (x *transfer) open(p *dataPorts, arm *dataArm, local, peer netip.Addr) error {
+// connects to it. Only whom accept lets in is served: others are closed and the wait
+// goes on.
+func (x *transfer) open(p *dataPorts, arm *dataArm, local netip.Addr, accept func(net.Conn) bool) error {
 	defer arm.disarm()
 	if arm.ln == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), x.timeout)
@@ -532,7 +549,10 @@ func (x *transfer) open(p *dataPorts, arm *dataArm, local, peer netip.Addr) erro
 			}
 			return fmt.Errorf("%w: %w", errNoData, err)
 		}
-		if a := addrOf(c.RemoteAddr()); a.IsValid() && a != peer {
+		if !accept(c) {
+			if arm.counts != nil {
+				arm.counts.count(func(u *portUse) { u.foreign++ })
+			}
 			c.Close()
 			continue
 		}

@@ -418,7 +418,16 @@ func (c *child) watch(spec *helperSpec, files []*os.File, started chan<- error) 
 	c.group.join(sys)
 	proc, err := c.l.kin.start(c, spec, func() (*os.Process, error) {
 		return c.l.gate.start(spec, sys, func(sys *syscall.SysProcAttr) (*os.Process, error) {
-			return c.l.fork(&os.ProcAttr{Dir: "/", Env: helperEnv, Files: files, Sys: sys})
+			proc, err := c.l.fork(&os.ProcAttr{Dir: "/", Env: helperEnv, Files: files, Sys: sys})
+			if errors.Is(err, syscall.ENOSYS) && sys.UseCgroupFD {
+				// Only clone3(2) puts a new process into a cgroup, and systemd refuses that as a
+				// whole where a unit has RestrictNamespaces=. The kinship still finds what was started.
+				c.l.log.Warn("command without a cgroup of its own", "error", err)
+				without := *sys
+				without.UseCgroupFD = false
+				proc, err = c.l.fork(&os.ProcAttr{Dir: "/", Env: helperEnv, Files: files, Sys: &without})
+			}
+			return proc, err
 		})
 	})
 	if err != nil {

@@ -326,9 +326,9 @@ func descriptorsOpen() int {
 
 // --- idle_exit ---
 
-// mayIdleExit tells whether somebody else's sockets would bring the daemon back.
+// mayIdleExit tells whether systemd's sockets would bring the daemon back.
 func (s *server) mayIdleExit() bool {
-	return s.config().Server.IdleExit > 0 && slices.ContainsFunc(s.sockets, func(k socket) bool { return k.given && k.kind != "http" })
+	return slices.ContainsFunc(s.sockets, func(k socket) bool { return k.given && k.kind != "http" })
 }
 
 // idleExitNotes says what server.idle_exit cannot do here.
@@ -444,6 +444,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	s.mu.Unlock()
 	s.house.end(quiet)
 	s.hooking.Wait()
+	s.ports.shared.close() // s.end has begun it; here its goroutines are waited for
 	s.tidying.Stop()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
 }

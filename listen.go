@@ -387,5 +387,3 @@ func onDescriptor(c any, call func(fd int) error) error {
 	}
 	return result
 }
-
-func datagramBuffer(pc net.PacketConn, bytes int) (int, error) { return bytes, nil }

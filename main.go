@@ -36,6 +36,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -84,7 +85,7 @@ func verbs() []verb {
 }
 
 func daemonVerbs() []verb {
-	return []verb{
+	return slices.Concat([]verb{
 		{name: "demo", args: "[DIR]", max: 1, words: localWords, run: runDemo,
 			help: `a server on loopback with a user "demo", nothing to set up`,
 			text: "Prints one line that begins with ready and tells addresses, user and password, and then commands to\ntry. Without DIR, files are in ~/.local/state/berth-demo. Ctrl-C ends it; the files stay.",
@@ -126,6 +127,7 @@ func daemonVerbs() []verb {
 				{"berth user add ann --quota 2GiB", "asks for her password"},
 				{"berth user set ann --permissions read,list", "she may read only from her next login on"},
 			}},
+	}, adminVerbs(), []verb{
 		{name: "health", options: []option{configOption}, run: runHealth,
 			help: "ask the running daemon whether it is well",
 			examples: []example{
@@ -138,7 +140,7 @@ func daemonVerbs() []verb {
 				{"berth version", "version, Go version and platform"},
 				{"berth --version", "the same"},
 			}},
-	}
+	})
 }
 
 // run is the program: it returns the exit code, so that tests can call it.

@@ -152,34 +152,55 @@ func (s *session) cmdPASV(string) error {
 		s.reply(codeNotDone, activeOff)
 		return nil
 	}
-	if !s.local.Is4() {
+	if !s.local.Is4() || !s.reached.Is4() {
 		s.reply(codeNoData, "PASV cannot tell an IPv6 address; use EPSV.")
 		return nil
 	}
-	tell, err := s.srv.passiveAddress(s.peer, s.local)
+	tell, err := s.srv.passiveAddress(s.peer, s.reached)
 	if err != nil {
 		s.srv.log.Error("passive address", "session", s.id, "error", err)
 		s.reply(codeNoData, "The passive address cannot be told; use EPSV.")
 		return nil
 	}
-	port, err := s.listen()
-	if err != nil {
-		return s.fail(err)
-	}
-	a := tell.As4()
-	s.reply(codePassive, fmt.Sprintf("Entering Passive Mode (%d,%d,%d,%d,%d,%d)", a[0], a[1], a[2], a[3], port>>8, port&255))
-	return nil
+	return s.passive(codePassive, func(port uint16) string {
+		a := tell.As4()
+		return fmt.Sprintf("Entering Passive Mode (%d,%d,%d,%d,%d,%d)", a[0], a[1], a[2], a[3], port>>8, port&255)
+	})
 }
 
-// listen arms a passive port; an earlier one is closed.
-func (s *session) listen() (uint16, error) {
+// passive arms a passive port for PASV or EPSV, an earlier one is closed, and replies
+// what tell makes of its number.
+func (s *session) passive(code int, tell func(port uint16) string) error {
 	s.arm.dismiss()
-	ln, port, err := s.srv.ports.passive(s.local, s.srv.config().Passive.Ports)
-	if err != nil {
-		return 0, err
+	cfg := s.srv.config()
+	q := portRequest{ctx: s.srv.ctx, local: s.local, from: s.dataFrom(), owner: s.id, accept: s.mayBringData,
+		hold: cfg.Limits.DataTimeout.std(), ports: cfg.Passive.Ports}
+	arm, port, err := s.srv.ports.arm(q)
+	aborts := 0
+	if err == errPortsHeld {
+		// The wait can be ended by ABOR, by the client's end, and by the operator.
+		x := newTransfer(portWait, nil)
+		x.attended = true
+		s.flush()
+		aborts, err = s.watched(x, s.verb, func() (err error) {
+			if arm, port, err = s.srv.ports.await(q, x.stop); err != nil && x.cancelled() != nil {
+				err = x.cancelled()
+			}
+			return err
+		})
 	}
-	s.arm = dataArm{ln: ln}
-	return port, nil
+	if err == nil && aborts > 0 {
+		arm.disarm()
+		err = errAborted
+	}
+	if err != nil {
+		s.fail(err)
+	} else {
+		s.arm = arm
+		s.reply(code, tell(port))
+	}
+	s.lateAborts(aborts)
+	return nil
 }
 
 func (s *session) cmdEPSV(arg string) error {
@@ -208,12 +229,9 @@ func (s *session) cmdEPSV(arg string) error {
 		}
 		return nil
 	}
-	port, err := s.listen()
-	if err != nil {
-		return s.fail(err)
-	}
-	s.reply(codeExtPassive, fmt.Sprintf("Entering Extended Passive Mode (|||%d|)", port))
-	return nil
+	return s.passive(codeExtPassive, func(port uint16) string {
+		return fmt.Sprintf("Entering Extended Passive Mode (|||%d|)", port)
+	})
 }
 
 // parsePORT reads "h1,h2,h3,h4,p1,p2" (RFC 959 section 4.1.2).
@@ -347,7 +365,7 @@ func (s *session) transfer(upload bool, opening string, move transferFunc) (x *t
 		if s.arm.ln != nil {
 			mode = "passive"
 		}
-		err := x.open(s.srv.ports, &s.arm, s.local, s.peer)
+		err := x.open(s.srv.ports, &s.arm, s.local, s.bringsData)
 		s.srv.metrics.dataConnection(mode, transferResult(err))
 		if err != nil {
 			return err

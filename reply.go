@@ -300,7 +300,7 @@ func (s *session) mayNot(login bool, perm permission, onBox bool, what, arg stri
 		return codeNotLoggedIn, "not_logged_in", "Log in with USER and PASS first."
 	case onBox && !s.operator():
 		s.refused(what, arg)
-		return codeDenied, "denied", "Only root on this machine may do that, through the local socket."
+		return codeDenied, "denied", "Only root and the group " + adminGroup + " on this machine may do that, through the local socket."
 	case perm != 0 && !s.user.can(perm):
 		s.refused(what, arg)
 		return codeDenied, "denied", "Permission denied: this account may not " + perm.String() + "."

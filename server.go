@@ -274,6 +274,7 @@ func (s *server) serve() {
 		default:
 			if d == nil { // one for all sockets, as its limits are
 				d = newDatagramService(s.hello, s.metrics.datagram, s.log)
+				d.allowed = func(a netip.Addr) bool { return filterAllows(s.config().Filter, a) }
 			}
 			s.running.Go(func() {
 				if err := d.serve(s.ctx, k.packet); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -412,13 +413,27 @@ func (s *server) begin(c net.Conn, kind string) {
 	case *net.TCPAddr:
 		ses.peer = a.AddrPort().Addr().Unmap().WithZone("")
 		ses.local = addrWithZone(c.LocalAddr())
+		ses.reached = ses.local
 		inlineUrgent(c)
+		if s.config().Listen.proxiedBy(ses.peer) {
+			p, err := readProxyHeader(c)
+			if err != nil {
+				s.metrics.sessionRefused(ses.proto)
+				s.log.Warn("refused", "addr", ses.addrText(), "proto", ses.proto, "result", err.Error())
+				c.Close()
+				return
+			}
+			if p.from.IsValid() {
+				ses.via, ses.peer, ses.reached = ses.peer, p.from.Addr(), p.to.Addr()
+			}
+		}
 	default:
 		ses.proto = "local"
 		var p peer
-		if p, ses.hasUID = peerCredentials(c); ses.hasUID && s.launcher.ours(p.pid) {
+		if p, ses.hasUID = peerCredentials(c); ses.hasUID && p.uid == uint32(os.Geteuid()) && s.launcher.ours(p.pid) {
 			// A user's command runs under the daemon's own uid, which must not make
-			// him its operator, nor anybody else.
+			// him its operator, nor anybody else. Processes of other uids are none of
+			// these, and cannot be looked at where ProtectProc=invisible hides them.
 			ses.hasUID = false
 		}
 		ses.localUID = p.uid

@@ -36,8 +36,8 @@ const (
 	parkAfter = time.Second
 
 	// drainGrace is how long a draining server waits for the next command of a
-	// session that is in the middle of something; with a passive port announced,
-	// where the client may just be connecting, it is drainArmed. In all it takes
+	// session that is in the middle of something; from one that has just connected, or
+	// is about to connect to a passive port, it is drainArmed. In all it takes
 	// commands for drainCourtesy. Who has connected or logged in a moment before a
 	// restart can so fetch his file and leave, and needs not know of it: that 200
 	// connections a second live through restarts on a busy machine is what
@@ -68,6 +68,8 @@ type session struct {
 	proto   string      // "ftp", "ftps", "frames" or "local", for logs and metrics
 	peer    netip.Addr  // invalid on the unix socket
 	local   netip.Addr
+	reached netip.Addr // where the client connected to; local, if there is no proxy
+	via     netip.Addr // the proxy; invalid if there is none
 	started time.Time
 
 	// login
@@ -124,7 +126,7 @@ type session struct {
 	draining bool
 	idle     bool
 	quiet    bool          // idle for longer than parkAfter
-	armed    bool          // a passive port has been announced
+	armed    bool          // a passive port has been announced, or who it is has not been said
 	framed   bool          // fr is there
 	listener *listener     // made by hears
 	watching chan struct{} // closed when the watcher has ended; nil: there is none
@@ -283,7 +285,7 @@ func (s *session) setIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.quiet = false
-	s.armed = idle && s.arm.armed()
+	s.armed = idle && (s.arm.armed() || s.user == nil)
 	if s.idle != idle {
 		s.idle = idle
 		if idle {

@@ -39,6 +39,9 @@ var (
 	anyDataPort = portRange{}
 )
 
+// fromDataPeer is mayBringData of a session of dataPeer.
+func fromDataPeer(c net.Conn) bool { return (&session{peer: dataPeer}).mayBringData(c) }
+
 // testTimeout is for transfers that are expected to move; a broken one hangs
 // no longer than this.
 const testTimeout = 20 * time.Second
@@ -107,7 +110,7 @@ func openTransfer(t *testing.T, x *transfer) *net.TCPConn {
 	}
 	t.Cleanup(func() { c.Close() })
 	arm := dataArm{ln: ln}
-	if err := x.open(p, &arm, dataPeer, dataPeer); err != nil {
+	if err := x.open(p, &arm, dataPeer, fromDataPeer); err != nil {
 		t.Fatal(err)
 	}
 	if arm.armed() {
@@ -249,7 +252,7 @@ func TestTransferPeerCheck(t *testing.T) {
 	}
 	thief, thief2, friend := dial(dataThief), dial(dataThief), dial(dataPeer)
 	x := newTransfer(testTimeout, nil)
-	if err := x.open(p, &dataArm{ln: ln}, dataPeer, dataPeer); err != nil {
+	if err := x.open(p, &dataArm{ln: ln}, dataPeer, fromDataPeer); err != nil {
 		t.Fatal(err)
 	}
 	defer x.close(nil)
@@ -281,7 +284,7 @@ func TestTransferStrangersOnly(t *testing.T) {
 	}
 	defer c.Close()
 	x := newTransfer(20*time.Millisecond, nil)
-	if err := x.open(p, &dataArm{ln: ln}, dataPeer, dataPeer); !errors.Is(err, errNoData) {
+	if err := x.open(p, &dataArm{ln: ln}, dataPeer, fromDataPeer); !errors.Is(err, errNoData) {
 		t.Errorf("open = %v; want errNoData", err)
 	}
 }
@@ -294,7 +297,7 @@ func TestTransferActive(t *testing.T) {
 	}
 	target := ln.Addr().(*net.TCPAddr).AddrPort()
 	x := newTransfer(testTimeout, nil)
-	if err := x.open(newDataPorts(new(quickPoll)), &dataArm{target: target}, dataThief, dataPeer); err != nil {
+	if err := x.open(newDataPorts(new(quickPoll)), &dataArm{target: target}, dataThief, fromDataPeer); err != nil {
 		t.Fatal(err)
 	}
 	c, err := ln.Accept()
@@ -311,7 +314,7 @@ func TestTransferActive(t *testing.T) {
 	c.Close()
 	ln.Close()
 	y := newTransfer(testTimeout, nil)
-	if err := y.open(newDataPorts(new(quickPoll)), &dataArm{target: target}, dataPeer, dataPeer); !errors.Is(err, errNoData) || !errors.Is(err, syscall.ECONNREFUSED) {
+	if err := y.open(newDataPorts(new(quickPoll)), &dataArm{target: target}, dataPeer, fromDataPeer); !errors.Is(err, errNoData) || !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("nobody listens: %v; want errNoData and the reason", err)
 	}
 	y.close(errNoData) // of no effect
@@ -840,7 +843,7 @@ func TestStall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := newTransfer(short, nil).open(p, &dataArm{ln: ln}, dataPeer, dataPeer); !errors.Is(err, errNoData) {
+		if err := newTransfer(short, nil).open(p, &dataArm{ln: ln}, dataPeer, fromDataPeer); !errors.Is(err, errNoData) {
 			t.Errorf("open = %v; want errNoData", err)
 		}
 		if _, err := ln.Accept(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -1070,7 +1073,7 @@ func TestCancel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return func() error { return x.open(p, &dataArm{ln: ln}, dataPeer, dataPeer) }
+		return func() error { return x.open(p, &dataArm{ln: ln}, dataPeer, fromDataPeer) }
 	})
 	run("handshake", func(t *testing.T, x *transfer) func() error {
 		openTransfer(t, x)
