@@ -396,7 +396,8 @@ func (s *server) courtesy() time.Duration {
 	if at == 0 {
 		return 0
 	}
-	return time.Until(time.Unix(0, at).Add(drainCourtesy))
+	// Half of the drain is left for their farewell, and for transfers.
+	return time.Until(time.Unix(0, at).Add(min(drainCourtesy, s.config().Server.Drain.std()/2)))
 }
 
 // shutdown drains: no new sessions, idle ones end, transfers may finish for

@@ -475,7 +475,7 @@ func TestPassiveHold(t *testing.T) {
 		one.cmd("EPSV", "229 *")
 		began := time.Now()
 		two.cmd("EPSV", "425 *")
-		time.Sleep(began.Add(18 * time.Second)time.Until())
+		time.Sleep(time.Until(began.Add(18 * time.Second)))
 		two.cmd("EPSV", "229 *") // it waits for that moment
 		if took := time.Since(began); took != 20*time.Second+portRest {
 			t.Errorf("the port was taken after %v", took)

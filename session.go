@@ -36,14 +36,13 @@ const (
 	parkAfter = time.Second
 
 	// drainGrace is how long a draining server waits for the next command of a
-	// session that is in the middle of something; from one that has just connected, or
-	// is about to connect to a passive port, it is drainArmed. In all it takes
-	// commands for drainCourtesy. Who has connected or logged in a moment before a
-	// restart can so fetch his file and leave, and needs not know of it: that 200
-	// connections a second live through restarts on a busy machine is what
-	// .ci/systemd shows. A restart takes that much longer only if somebody is there.
-	drainGrace    = time.Second
-	drainArmed    = 5 * time.Second
+	// session that had one within parkAfter, and drainCourtesy for how long in all it
+	// takes commands. Who has connected or logged in a moment before a restart can so
+	// fetch his file and leave, and needs not know of it: that 200 connections a
+	// second live through restarts on a busy machine is what .ci/systemd shows, and
+	// with one second not all of them did. A restart takes that much longer only if
+	// somebody is in the middle of something.
+	drainGrace    = 5 * time.Second
 	drainCourtesy = 10 * time.Second
 	// watchAfter is how long a transfer runs before anybody reads the control
 	// connection. Most transfers are over by then and need no second goroutine;
@@ -126,7 +125,6 @@ type session struct {
 	draining bool
 	idle     bool
 	quiet    bool          // idle for longer than parkAfter
-	armed    bool          // a passive port has been announced, or who it is has not been said
 	framed   bool          // fr is there
 	listener *listener     // made by hears
 	watching chan struct{} // closed when the watcher has ended; nil: there is none
@@ -285,7 +283,6 @@ func (s *session) setIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.quiet = false
-	s.armed = idle && (s.arm.armed() || s.user == nil)
 	if s.idle != idle {
 		s.idle = idle
 		if idle {
@@ -299,7 +296,7 @@ func (s *session) setIdle(idle bool) bool {
 	}
 	left := s.srv.courtesy()
 	if idle && left > 0 {
-		s.bare.SetReadDeadline(time.Now().Add(min(left, s.grace())))
+		s.bare.SetReadDeadline(time.Now().Add(min(left, drainGrace)))
 	}
 	return left > 0
 }
@@ -325,16 +322,8 @@ func (s *session) drain() {
 	case s.idle && s.quiet:
 		s.bare.SetReadDeadline(time.Unix(1, 0))
 	case s.idle:
-		s.bare.SetReadDeadline(time.Now().Add(s.grace()))
+		s.bare.SetReadDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
 	}
-}
-
-// grace is for how long the next command is waited for in a drain; s.mu is held.
-func (s *session) grace() time.Duration {
-	if s.armed {
-		return drainArmed
-	}
-	return drainGrace
 }
 
 // kill ends the session whatever it does.
