@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -156,7 +157,12 @@ func (inv *invocation) askDaemon(request map[string]any, line func([]byte) error
 	}
 	defer conn.Close()
 	r := bufio.NewReaderSize(conn, maxLine)
-	gone := func(err error) error { return &connError{path + ": the daemon hung up: " + err.Error(), err} }
+	gone := func(err error) error {
+		if errors.Is(err, os.ErrDeadlineExceeded) { // systemd keeps the socket open while the daemon cannot start
+			return &connError{path + ": the daemon does not answer; berth check and systemctl status berth tell why", err}
+		}
+		return &connError{path + ": the daemon hung up: " + err.Error(), err}
+	}
 	reply := func() (code, text string, err error) {
 		for range adminGreetings {
 			conn.SetReadDeadline(time.Now().Add(adminDial))

@@ -155,7 +155,7 @@ func leadingDash(re *syntax.Regexp) bool {
 // mayExec refuses commands where a password would not be taken: what they print and
 // what they are told is as good.
 func (s *session) mayExec() bool {
-	return s.tls != nil || !s.peer.IsValid() || s.peer.IsLoopback() || s.user.TLS == "optional"
+	return s.tls != nil || !s.peer.IsValid() || s.nearby() || s.user.TLS == "optional"
 }
 
 // A job is a command that may be run, with all that is known of it before.

@@ -325,6 +325,7 @@ type housekeeper struct {
 	asked chan *sweepJob
 	over  chan *sweepJob
 	done  chan struct{} // closed when run has returned
+	busy  atomic.Int32  // active, for those who are not the loop
 
 	mu         sync.Mutex
 	due        map[string]time.Time     // by user: when his home is to be swept
@@ -393,6 +394,7 @@ func (h *housekeeper) run() {
 	}(planned)
 	for {
 		h.sweepDue()
+		h.busy.Store(int32(h.active()))
 		select {
 		case <-h.ctx.Done():
 			h.stop(planned)
@@ -491,7 +493,7 @@ func (h *housekeeper) plan(u *user) {
 	h.attend(u.Name, time.Now().Add(later))
 }
 
-// active is how many sweeps are running and not given up.
+// active is how many sweeps are running and not given up. It is for the loop alone.
 func (h *housekeeper) active() int {
 	n := 0
 	for _, alive := range h.running {

@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -45,6 +46,9 @@ const (
 	// for one try that failed by bad luck.
 	watchdogShare = 3
 
+	// notifyTimeout is how long systemd may leave its queue full.
+	notifyTimeout = 5 * time.Second
+
 	// idleLook is how often an idle daemon looks whether it may go.
 	idleLook = 250 * time.Millisecond
 
@@ -60,7 +64,7 @@ func (s *server) live(ready func()) int {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(signals)
 	s.serve()
-	notify(daemon.SdNotifyReady, "STATUS="+s.status())
+	s.systemd.tell(daemon.SdNotifyReady, "STATUS="+s.status())
 	if ready != nil {
 		ready()
 	}
@@ -74,9 +78,39 @@ func (s *server) live(ready func()) int {
 	return exitOK
 }
 
-// notify tells systemd; who has none is not told, and a socket that does not
+// A notifier tells systemd (sd_notify(3)). Its socket is opened once and kept, which
+// go-systemd's SdNotify does not do: a daemon that has no descriptors left is well,
+// and must be able to say so.
+type notifier struct {
+	mu   sync.Mutex
+	conn net.Conn
+}
+
+// tell sends one message. Who has no systemd is not told, and one that does not
 // answer is no reason to do anything else than before.
-func notify(state ...string) { daemon.SdNotify(false, strings.Join(state, "\n")) }
+func (n *notifier) tell(state ...string) {
+	to := os.Getenv("NOTIFY_SOCKET")
+	if to == "" {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for range 2 { // once more, by a new connection, if who listened there is another now
+		if n.conn == nil {
+			var err error
+			if n.conn, err = net.Dial("unixgram", to); err != nil {
+				n.conn = nil
+				return
+			}
+		}
+		n.conn.SetWriteDeadline(time.Now().Add(notifyTimeout))
+		if _, err := io.WriteString(n.conn, strings.Join(state, "\n")); err == nil {
+			return
+		}
+		n.conn.Close()
+		n.conn = nil
+	}
+}
 
 // attend does what signals ask for until one asks for the end.
 func (s *server) attend(signals <-chan os.Signal) {
@@ -103,7 +137,7 @@ func (s *server) attend(signals <-chan os.Signal) {
 			}
 		case <-status.C:
 			if now := s.status(); now != last {
-				notify("STATUS=" + now)
+				s.systemd.tell("STATUS=" + now)
 				last = now
 			}
 		case <-idle:
@@ -153,7 +187,7 @@ func (s *server) count() (sessions, transfers int) {
 func (s *server) reload() error {
 	s.reloading.Lock() // SIGHUP and the operator's request may come together
 	defer s.reloading.Unlock()
-	notify(daemon.SdNotifyReloading, daemon.SdNotifyMonotonicUsec())
+	s.systemd.tell(daemon.SdNotifyReloading, daemon.SdNotifyMonotonicUsec())
 	before := s.users.all()
 	old := s.config()
 	err := s.load(old)
@@ -164,7 +198,7 @@ func (s *server) reload() error {
 		s.refused, _, _ = strings.Cut(err.Error(), "\n")
 	}
 	s.mu.Unlock()
-	notify(daemon.SdNotifyReady, "STATUS="+s.status())
+	s.systemd.tell(daemon.SdNotifyReady, "STATUS="+s.status())
 	if err != nil {
 		s.log.Error("reload refused, the old configuration stays", "error", err)
 		return err
@@ -357,7 +391,7 @@ func (s *server) idleExit() bool {
 		defer s.mu.Unlock()
 		return len(s.sessions) == 0 && s.commands == 0 && time.Since(s.quietAt) >= after
 	}
-	if after == 0 || !idle() || s.hooks.len() > 0 || s.house.active() > 0 {
+	if after == 0 || !idle() || s.hooks.len() > 0 || s.house.busy.Load() > 0 {
 		return false
 	}
 	s.resting.Store(true)
@@ -406,7 +440,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	s.mu.Lock()
 	s.draining = true
 	s.mu.Unlock()
-	notify(daemon.SdNotifyStopping)
+	s.systemd.tell(daemon.SdNotifyStopping)
 	// The listeners first: whoever has been taken is served, and who has not waits
 	// where systemd keeps the queue.
 	s.drainAt.Store(time.Now().UnixNano())
@@ -434,7 +468,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 		wait += s.config().Exec.KillAfter.std() + programGone
 	}
 	s.mu.Unlock()
-	notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (wait + extendBy).Microseconds()))
+	s.systemd.tell(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (wait + extendBy).Microseconds()))
 	select {
 	case <-done:
 	case <-time.After(wait):
@@ -462,7 +496,7 @@ func (s *server) await(done <-chan struct{}, signals <-chan os.Signal, most time
 	for {
 		sessions, transfers := s.count()
 		left := max(0, time.Until(end)).Round(time.Second)
-		notify(daemon.SdNotifyWatchdog, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extendBy.Microseconds()),
+		s.systemd.tell(daemon.SdNotifyWatchdog, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extendBy.Microseconds()),
 			fmt.Sprintf("STATUS=draining: %d %s and %d %s left, at most %s more", sessions, plural(sessions, "session"), transfers, plural(transfers, "transfer"), left))
 		select {
 		case <-done:
@@ -498,7 +532,7 @@ func (s *server) watchdog(ctx context.Context) {
 	defer t.Stop()
 	for {
 		if err := s.probe(ctx, every); err == nil {
-			notify(daemon.SdNotifyWatchdog)
+			s.systemd.tell(daemon.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
 			s.log.Error("not well: the own listener did not take a connection", "error", err)
 		}
@@ -630,7 +664,7 @@ func (s *server) probeOne(ctx context.Context, k socket) error {
 	conn, err := d.DialContext(ctx, k.addr().Network(), address)
 	defer func() { s.probes.over(from) }()
 	if err != nil {
-		if ctx.Err() != nil {
+		if os.IsTimeout(err) && waiting(k.stream) {
 			return errNotTaken // its queue is full, and stays so
 		}
 		s.log.Debug("a listener cannot be tried from here", "listener", k.kind, "error", err)
@@ -643,6 +677,20 @@ func (s *server) probeOne(ctx context.Context, k socket) error {
 	case <-ctx.Done():
 		return errNotTaken
 	}
+}
+
+// waiting tells whether connections wait at a TCP listener. Where none does, one
+// that got no answer was dropped on its way, as by a firewall.
+func waiting(ln net.Listener) bool {
+	yes := true // where the kernel cannot tell
+	onDescriptor(ln, func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			yes = info.Unacked > 0 // of a listener: the length of its queue (tcp_get_info)
+		}
+		return nil
+	})
+	return yes
 }
 
 // probeAddr is an address of this machine at which ln listens.

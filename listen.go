@@ -136,22 +136,9 @@ func openSocket(ctx context.Context, kind socketKind, addr string, l *listenConf
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // Landlock's rules for ports do not see those
 	if strings.HasPrefix(kind.network, "unix") {
-		return k, k.openLocal(ctx, &lc, kind.network, addr, l)
-	}
-	network, address := addressFamily(kind.network, addr, l)
-	open := func() {
-		if kind.network == "tcp" {
-			k.stream, err = lc.Listen(ctx, network, address)
-		} else {
-			k.packet, err = lc.ListenPacket(ctx, network, address)
-		}
-	}
-	if open(); errors.Is(err, syscall.EAFNOSUPPORT) && network == kind.network {
-		// A kernel without IPv6: every address is every IPv4 address there.
-		if _, port, perr := net.SplitHostPort(address); perr == nil {
-			network, address = kind.network+"4", net.JoinHostPort("0.0.0.0", port)
-			open()
-		}
+		err = k.openLocal(ctx, &lc, kind.network, addr, l)
+	} else {
+		err = k.openPort(ctx, &lc, kind.network, addr, l)
 	}
 	if err == nil && l.Backlog > 0 && k.stream != nil {
 		// listen(2) on a socket that listens changes the length of its queue.
@@ -161,6 +148,26 @@ func openSocket(ctx context.Context, kind socketKind, addr string, l *listenConf
 		}
 	}
 	return k, err
+}
+
+// openPort opens a TCP or UDP socket.
+func (k *socket) openPort(ctx context.Context, lc *net.ListenConfig, of, addr string, l *listenConfig) (err error) {
+	network, address := addressFamily(of, addr, l)
+	open := func() {
+		if of == "tcp" {
+			k.stream, err = lc.Listen(ctx, network, address)
+		} else {
+			k.packet, err = lc.ListenPacket(ctx, network, address)
+		}
+	}
+	if open(); errors.Is(err, syscall.EAFNOSUPPORT) && network == of {
+		// A kernel without IPv6: every address is every IPv4 address there.
+		if _, port, perr := net.SplitHostPort(address); perr == nil {
+			network, address = of+"4", net.JoinHostPort("0.0.0.0", port)
+			open()
+		}
+	}
+	return err
 }
 
 // addressFamily is what package net is to be asked for, so that an address means
@@ -268,11 +275,19 @@ func clearStale(network, path string) error {
 	if st.Mode().Type() != os.ModeSocket {
 		return fmt.Errorf("%s exists and is no socket", path)
 	}
-	if c, err := net.Dial(network, path); err == nil {
+	c, err := net.Dial(network, path)
+	switch {
+	case err == nil:
 		c.Close()
 		return fmt.Errorf("another program answers on %s", path)
+	case errors.Is(err, syscall.ECONNREFUSED): // unix(7): nobody has it
+		return os.Remove(path)
+	case errors.Is(err, os.ErrNotExist): // gone since
+		return nil
+	case errors.Is(err, syscall.EPROTOTYPE), errors.Is(err, syscall.EAGAIN): // one of another type, or whose queue is full
+		return fmt.Errorf("another program has %s", path)
 	}
-	return os.Remove(path)
+	return err
 }
 
 // --- from systemd ---

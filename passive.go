@@ -14,7 +14,7 @@
 //     not its transfer has begun.
 //   - A PASV that finds all ports reserved for its address waits in a queue, for at
 //     most portWait, for one of them.
-//   - A reservation is its session's for limits.data_timeout; after that who waits may
+//   - A reservation is its session's for portHold; after that who waits may
 //     have it, unless a transfer waits for its connection, which has a timeout of its
 //     own. Else four idle clients could keep four ports from everyone at their address.
 //   - A connection that nobody awaits is ended when it is accepted, and before each
@@ -56,6 +56,10 @@ const (
 	// round trip of 100 ms begins 40 transfers a second; clients wait 15 s and more
 	// for a reply.
 	portWait = 5 * time.Second
+	// portHold is for how long a port is kept for a client that does not connect, when
+	// others wait for one: clients connect as soon as they have read the reply, and
+	// with portRest it is less than portWait, so that who waits is served.
+	portHold = 2 * time.Second
 	// portRest is for the connection that is under way when its reservation ends: one
 	// repetition of its first packet (RFC 6298 section 2: after a second) and its way.
 	portRest = 2 * time.Second

@@ -12,8 +12,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -238,7 +241,7 @@ func (s *session) clearRefused(u *user) bool {
 	case "always":
 		return true
 	}
-	return !s.peer.IsLoopback()
+	return !s.nearby()
 }
 
 func (s *session) cmdPASS(password string) error {
@@ -306,6 +309,15 @@ func (s *session) enter(u *user, method string, code int) error {
 	return nil
 }
 
+// unitHint adds to why a directory cannot be opened what to look at where systemd may
+// be the reason: under ProtectSystem= and ProtectHome= the modes of the directory look right.
+func unitHint(err error) error {
+	if os.Getenv("INVOCATION_ID") == "" || !errors.Is(err, syscall.EROFS) && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return fmt.Errorf("%w; it has to belong to the daemon's user, and its unit has to let it in: ReadWritePaths= in a drop-in, below /home BindPaths= too", err)
+}
+
 // login opens the user's files and counts the session as his. Where that cannot be,
 // the client has been told why; the error is nil unless the session is over.
 func (s *session) login(u *user, method string) (ok bool, err error) {
@@ -319,12 +331,12 @@ func (s *session) login(u *user, method string) (ok bool, err error) {
 	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
 	if err != nil {
 		s.srv.leave(acc)
-		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", err)
+		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", unitHint(err))
 		s.replyReason(codeNotLoggedIn, "home", "Your home directory cannot be opened; the operator finds the reason in the log.")
 		return false, nil
 	}
 	for _, err := range j.missing {
-		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "error", err)
+		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "error", unitHint(err))
 	}
 	s.mu.Lock()
 	s.user, s.account, s.jail, s.method, s.asked = u, acc, j, method, ""
@@ -497,17 +509,33 @@ func (s *session) cmdAUTH(arg string) error {
 	return nil
 }
 
+// shake gives a handshake its time, which is shorter while the server drains.
+func (s *session) shake(begins bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shaking = begins
+	end := time.Time{}
+	switch {
+	case begins && s.draining:
+		end = time.Now().Add(min(s.srv.courtesy(), drainGrace))
+	case begins:
+		end = time.Now().Add(handshakeTime)
+	}
+	s.bare.SetDeadline(end)
+}
+
 // startTLS does the handshake on the control connection.
 func (s *session) startTLS(implicit bool) error {
 	cfg, id := s.srv.keys.control(s.peer)
 	c := tls.Server(s.bare, cfg)
-	c.SetDeadline(time.Now().Add(handshakeTime))
-	if err := c.Handshake(); err != nil {
+	s.shake(true)
+	err := c.Handshake()
+	s.shake(false)
+	if err != nil {
 		s.srv.keys.end(id)
 		s.srv.log.Info("refused", "session", s.id, "addr", s.addrText(), "verb", "AUTH", "result", "TLS handshake", "error", err)
 		return err
 	}
-	c.SetDeadline(time.Time{})
 	s.mu.Lock()
 	s.conn, s.tls, s.proto = c, id, "ftps"
 	s.mu.Unlock()

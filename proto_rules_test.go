@@ -274,8 +274,11 @@ func TestRow14PassivePortsRunOut(t *testing.T) {
 			one.cmd("PASV", "227 *")
 		}
 		two.cmd("EPSV", "229 *")
+		one.send("LIST\r\n") // a transfer keeps its port
+		two.send("LIST\r\n")
 		three.cmd("EPSV", "425 *")
 		three.cmd("LIST", "425 *")
+		one.cmd("ABOR", "426 *", "226 *")
 		one.cmd("QUIT", "221 *")
 		<-one.over
 		three.cmd("EPSV", "229 *")

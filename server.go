@@ -81,6 +81,7 @@ type server struct {
 	resting   atomic.Bool    // the loops are to end, and may be begun again
 	drainAt   atomic.Int64   // when the drain began, in Unix nanoseconds; 0: not yet
 	probes    probes
+	systemd   notifier
 	tidying   *time.Timer
 
 	reloading sync.Mutex // one reload at a time
@@ -88,6 +89,7 @@ type server struct {
 	mu       sync.Mutex // guards what follows; held for moments only
 	sessions map[uint64]*session
 	byAddr   map[netip.Addr]int
+	byUID    map[uint32]int // on the local socket
 	accounts map[string]*account
 	commands int // that run now
 	nextID   uint64
@@ -130,7 +132,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	s := &server{
 		log: log, level: level, users: us, keys: keys,
 		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
-		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, accounts: map[string]*account{},
+		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, byUID: map[uint32]int{}, accounts: map[string]*account{},
 		started: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
 	}
 	s.ports = newDataPorts(&s.quick)
@@ -555,7 +557,9 @@ func (s *server) admit(c *session) (refusal string) {
 	switch {
 	case c.peer.IsValid() && s.byAddr[c.peer] >= cfg.Limits.SessionsPerAddress:
 		return fmt.Sprintf("Too many connections from your address: at most %d.", cfg.Limits.SessionsPerAddress)
-	case c.peer.IsValid() && len(s.sessions) >= cfg.Limits.Sessions: // the local socket always has a place
+	case !c.peer.IsValid() && !c.isOperator && s.byUID[c.localUID] >= cfg.Limits.SessionsPerAddress:
+		return fmt.Sprintf("Too many connections of your uid: at most %d.", cfg.Limits.SessionsPerAddress)
+	case !c.isOperator && len(s.sessions) >= cfg.Limits.Sessions: // who mends it always has a place
 		return fmt.Sprintf("Too many connections: at most %d; try again later.", cfg.Limits.Sessions)
 	}
 	s.quick.busy.Add(1)
@@ -564,6 +568,8 @@ func (s *server) admit(c *session) (refusal string) {
 	s.sessions[c.id] = c
 	if c.peer.IsValid() {
 		s.byAddr[c.peer]++
+	} else {
+		s.byUID[c.localUID]++
 	}
 	// Taken before the listeners closed: it has the time that all in the middle of
 	// something have.
@@ -595,6 +601,8 @@ func (s *server) ended(c *session, result string) {
 		if s.byAddr[c.peer]--; s.byAddr[c.peer] == 0 {
 			delete(s.byAddr, c.peer)
 		}
+	} else if s.byUID[c.localUID]--; s.byUID[c.localUID] == 0 {
+		delete(s.byUID, c.localUID)
 	}
 	s.quietAt = time.Now()
 	s.mu.Unlock()

@@ -125,6 +125,7 @@ type session struct {
 	draining bool
 	idle     bool
 	quiet    bool          // idle for longer than parkAfter
+	shaking  bool          // in a TLS handshake
 	framed   bool          // fr is there
 	listener *listener     // made by hears
 	watching chan struct{} // closed when the watcher has ended; nil: there is none
@@ -323,6 +324,8 @@ func (s *session) drain() {
 		s.bare.SetReadDeadline(time.Unix(1, 0))
 	case s.idle:
 		s.bare.SetReadDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
+	case s.shaking: // a stranger who says nothing must not hold a restart
+		s.bare.SetDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
 	}
 }
 
@@ -748,6 +751,12 @@ func (s *session) replyProgress(x *transfer) {
 	defer s.wmu.Unlock()
 	s.put(codeStatus, ' ', fmt.Sprintf("%s: %d bytes in %s.", s.about, x.moved.Load(), time.Since(x.started).Round(time.Second)))
 	s.flushLocked()
+}
+
+// nearby tells whether what is said in clear text stays on this machine. Behind a
+// proxy on another one it does not, wherever the proxy says that its client is.
+func (s *session) nearby() bool {
+	return s.peer.IsLoopback() && (!s.via.IsValid() || s.via.IsLoopback())
 }
 
 // addrText is the peer for logs.
