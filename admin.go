@@ -214,6 +214,8 @@ func (inv *invocation) askDaemon(request map[string]any, line func([]byte) error
 				return "", gone(err)
 			}
 			switch {
+			case a.Reason == "not_logged_in", a.Reason == "denied":
+				return "", errors.New("only root and the group " + adminGroup + " may ask that; use sudo, or: adduser NAME " + adminGroup + ", and log in to the machine anew")
 			case a.Code >= 400:
 				return "", errors.New(shownLines(a.Text))
 			case a.Code >= 200:

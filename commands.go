@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp/syntax"
 	"slices"
@@ -298,7 +297,8 @@ func openToCommands(cfg *config, us []*user) []string {
 }
 
 // commandNotes tells of commands that could not run, or not safely, as things are.
-func commandNotes(cfg *config, us []*user) []string {
+// Whether the daemon is root, berth check has to guess.
+func commandNotes(cfg *config, us []*user, daemonIsRoot bool) []string {
 	var notes []string
 	for _, name := range slices.Sorted(maps.Keys(cfg.Commands)) {
 		if cfg.Exec.Runner != "" {
@@ -308,7 +308,7 @@ func commandNotes(cfg *config, us []*user) []string {
 			notes = append(notes, fmt.Sprintf("commands.%s: %s cannot be run here: %v", name, cfg.Commands[name].Run[0], err))
 		}
 	}
-	if os.Geteuid() == 0 && cfg.Exec.Runner == "" && slices.ContainsFunc(us, func(u *user) bool { return u.Shell || len(u.Commands) > 0 }) {
+	if daemonIsRoot && cfg.Exec.Runner == "" && slices.ContainsFunc(us, func(u *user) bool { return u.Shell || len(u.Commands) > 0 }) {
 		notes = append(notes, "commands run as root, whom a sandbox holds less well than others; give berth a user of its own")
 	}
 	return append(notes, openToCommands(cfg, us)...)

@@ -42,6 +42,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -254,7 +255,10 @@ func runCheck(inv *invocation) error {
 	if n == 1 {
 		users = "user"
 	}
-	for _, note := range commandNotes(cfg, us.all()) {
+	// Who runs check is root mostly, and the daemon is whom its files belong to.
+	var state unix.Stat_t
+	daemonIsRoot := os.Geteuid() == 0 && (unix.Stat(cfg.Server.StateDir, &state) != nil || state.Uid == 0)
+	for _, note := range commandNotes(cfg, us.all(), daemonIsRoot) {
 		fmt.Fprintf(stdout, "note: %s\n", note)
 	}
 	fmt.Fprintf(stdout, "note: commands run with %s\n", sandboxState(cfg.Exec))

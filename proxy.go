@@ -57,7 +57,7 @@ func readProxyHeader(c net.Conn) (proxied, error) {
 	// As much as each version has, the shortest of all being "PROXY UNKNOWN\r\n".
 	head := make([]byte, len(proxySignature), proxyLineMax)
 	if _, err := io.ReadFull(c, head); err != nil {
-		return proxied{}, fmt.Errorf("%w (%v)", errNoProxyHeader, err)
+		return proxied{}, fmt.Errorf("%w (%w)", errNoProxyHeader, err)
 	}
 	if bytes.Equal(head, proxySignature) {
 		return readProxyBinary(c)

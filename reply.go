@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Reply codes, named by the situation they tell of (RFC 959 section 4.2.1;
@@ -142,7 +141,7 @@ func (s *session) flush() error {
 func (s *session) flushLocked() error {
 	if len(s.out) > 0 && s.outErr == nil {
 		if !s.patient {
-			s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			s.allowReply()
 		}
 		_, s.outErr = s.conn.Write(s.out)
 	}

@@ -291,7 +291,7 @@ func (s *server) serve() {
 	if e := s.config().Exec; e.Runner == "" && sandboxProblem(e.Sandbox) != nil {
 		s.log.Warn("commands will be refused", "sandbox", sandboxState(e))
 	}
-	for _, note := range commandNotes(s.config(), s.users.all()) {
+	for _, note := range commandNotes(s.config(), s.users.all(), os.Geteuid() == 0) {
 		s.log.Warn("commands", "note", note)
 	}
 	v, _ := buildVersion()
@@ -421,7 +421,11 @@ func (s *server) begin(c net.Conn, kind string) {
 			p, err := readProxyHeader(c)
 			if err != nil {
 				s.metrics.sessionRefused(ses.proto)
-				s.log.Warn("refused", "addr", ses.addrText(), "proto", ses.proto, "result", err.Error())
+				level := slog.LevelWarn
+				if errors.Is(err, io.EOF) { // that is how a load balancer asks whether we are well
+					level = slog.LevelDebug
+				}
+				s.log.Log(s.ctx, level, "refused", "addr", ses.addrText(), "proto", ses.proto, "result", err.Error())
 				c.Close()
 				return
 			}

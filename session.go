@@ -326,7 +326,20 @@ func (s *session) drain() {
 		s.bare.SetReadDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
 	case s.shaking: // a stranger who says nothing must not hold a restart
 		s.bare.SetDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
+	case s.xfer == nil: // nor one who does not read his replies
+		s.bare.SetWriteDeadline(time.Now().Add(s.srv.courtesy()))
 	}
+}
+
+// allowReply gives a reply its time, which is shorter while the server drains.
+func (s *session) allowReply() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	most := writeTimeout
+	if s.draining && s.xfer == nil {
+		most = max(s.srv.courtesy(), closeTimeout)
+	}
+	s.conn.SetWriteDeadline(time.Now().Add(most))
 }
 
 // kill ends the session whatever it does.
