@@ -280,10 +280,17 @@ func runHealth(inv *invocation) error {
 		return exitWith(exitUsage)
 	}
 	host, port, _ := net.SplitHostPort(cfg.Listen.HTTP[0])
+	hosts := []string{host}
 	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
-		host = "localhost"
+		hosts = []string{"127.0.0.1", "::1"} // and no name, which a container may not know
 	}
-	status, answer, err := askHealthz(net.JoinHostPort(host, port))
+	var status int
+	var answer []byte
+	for _, host := range hosts {
+		if status, answer, err = askHealthz(net.JoinHostPort(host, port)); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "berth health: no answer: %v; is berth running?\n", err)
 		return exitWith(exitNoConn)

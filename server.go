@@ -118,6 +118,9 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	if err := os.MkdirAll(cfg.Server.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
 	}
+	if err := unix.Access(cfg.Server.StateDir, unix.W_OK|unix.X_OK); err != nil {
+		return nil, fmt.Errorf("state directory %s: uid %d may not write in it (%w); chown it to that uid, or set server.state_dir", cfg.Server.StateDir, os.Geteuid(), err)
+	}
 	us, err := loadUsers(cfg.Server.UsersDir, cfg.Server.StateDir, log)
 	if err != nil {
 		return nil, err
