@@ -96,8 +96,8 @@ func runWho(inv *invocation) error {
 		}
 		rows = append(rows, []string{strconv.FormatUint(e.ID, 10), shownText(e.User), e.Protocol, e.Address, since, shownText(e.Doing)})
 	}
-	writeTable(inv.stdout, rows, -1)
-	return nil
+	_, err = io.WriteString(inv.stdout, columns(rows))
+	return err
 }
 
 func runKick(inv *invocation) error {

@@ -382,6 +382,10 @@ func (c *remote) ask(q remoteRequest, h remoteHandlers) (*remoteAnswer, error) {
 }
 
 // do sends a request and waits for its final answer.
+//
+// Not inlined, as usageErr.
+//
+//go:noinline
 func (c *remote) do(q remoteRequest) (*remoteAnswer, error) { return c.ask(q, remoteHandlers{}) }
 
 // list asks for a listing and calls each with every line of it, without its LF; the

@@ -767,14 +767,13 @@ func runDf(inv *invocation) error {
 		rows = append(rows, row)
 	}
 	if !inv.on("json") {
-		writeTable(inv.stdout, rows, 1)
+		writeTable(inv.stdout, rows)
 	}
 	return nil
 }
 
-// writeTable aligns rows: the first column to the left, the others to the right, or
-// to the left too if side is -1.
-func writeTable(w io.Writer, rows [][]string, side int) {
+// writeTable aligns rows: the first column to the left, the others to the right.
+func writeTable(w io.Writer, rows [][]string) {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
@@ -786,7 +785,7 @@ func writeTable(w io.Writer, rows [][]string, side int) {
 			if i == 0 {
 				fmt.Fprintf(w, "%-*s", widths[i], shownText(cell))
 			} else {
-				fmt.Fprintf(w, "  %*s", side*widths[i], cell)
+				fmt.Fprintf(w, "  %*s", widths[i], cell)
 			}
 		}
 		fmt.Fprintln(w)

@@ -51,8 +51,12 @@ func (h *hostSpec) nextPassword() (password string, prompted bool, err error) {
 		if h.certificate != nil && h.tls {
 			why = " does not take the key " + shownText(h.keyFile) + ","
 		}
-		return "", true, usageErr("%s%s wants a password of %s and there is no terminal to ask for it; use --password-file FILE, %s, ~/.netrc, or a key made by berth keygen",
-			h.name, why, shownText(h.user), hostPasswordVariable)
+		instead := "a key made by berth keygen"
+		if h.network == "unix" {
+			instead = fmt.Sprintf("have root say: berth user set %s --uid %d", shownText(h.user), os.Getuid())
+		}
+		return "", true, usageErr("%s%s wants a password of %s and there is no terminal to ask for it; use --password-file FILE, %s, ~/.netrc, or %s",
+			h.name, why, shownText(h.user), hostPasswordVariable, instead)
 	}
 	return password, true, err
 }

@@ -32,11 +32,16 @@ var (
 	continueOption  = option{name: "continue", short: 'c', help: "go on with what an earlier, interrupted run has left; what is there already is not sent again"}
 )
 
+// with is a verb's own options, those it shares, and those of a connection. It is
+// not inlined: written out in each of the table's entries it would be 20 KB.
+//
+//go:noinline
+func with(own []option, more ...[]option) []option {
+	return append(append(slices.Clone(own), slices.Concat(more...)...), connectionOptions...)
+}
+
 // clientVerbs is the client's part of the table.
 func clientVerbs() []verb {
-	with := func(own []option, more ...[]option) []option {
-		return append(append(slices.Clone(own), slices.Concat(more...)...), connectionOptions...)
-	}
 	say := []option{quietOption, verboseOption, jsonOption}
 	list := []verb{
 		{name: "ls", args: "[HOST:PATH ...]", max: -1, words: remoteWords, run: runLs,

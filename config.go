@@ -309,6 +309,10 @@ var (
 type configChecker struct{ *tomlDocument }
 
 // bad records a mistake at the line of key, unless key is known to be wrong.
+//
+// Not inlined, as usageErr.
+//
+//go:noinline
 func (c configChecker) bad(key, format string, args ...any) { c.badAt(key, key, format, args...) }
 
 // badAt is bad at the line of another key.

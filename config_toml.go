@@ -105,6 +105,10 @@ func (es configErrors) Error() string {
 
 // has tells whether key, or something inside it, was found wrong, so that the
 // default which stands in its place is not judged as well.
+//
+// Not inlined, as usageErr.
+//
+//go:noinline
 func (es configErrors) has(key string) bool {
 	return slices.ContainsFunc(es, func(e configError) bool {
 		rest, ok := strings.CutPrefix(e.Key, key)

@@ -342,6 +342,9 @@ func (s *server) dump() {
 	s.mu.Unlock()
 	say("state", "uptime", time.Since(s.started).Round(time.Second), "sessions", sessions, "transfers", transfers, "commands", commands,
 		"draining", draining, "on_upload_waiting", s.hooks.len(), "goroutines", runtime.NumGoroutine(), "heap", mem.HeapAlloc, "from_system", mem.Sys, "descriptors", descriptorsOpen())
+	if p := s.ports.report(s.config().Passive.Ports); p.Size > 0 {
+		say("state of the passive ports", "size", p.Size, "in_use", p.InUse, "fullest", p.Fullest, "waiting", p.Waiting, "refused", p.Refused, "foreign", p.Foreign)
+	}
 	for _, k := range s.sockets {
 		say("state of a listener", "name", k.kind, "addr", k.addr().String(), "from_systemd", k.given)
 	}
@@ -439,6 +442,16 @@ func (s *server) courtesy() time.Duration {
 	}
 	// Half of the drain is left for their farewell, and for transfers.
 	return time.Until(time.Unix(0, at).Add(min(drainCourtesy, s.config().Server.Drain.std()/2)))
+}
+
+// courtesy is the server's; who has not logged in gets no more than drainGrace of it
+// in all. s.mu is held.
+func (s *session) courtesy() time.Duration {
+	left := s.srv.courtesy()
+	if s.user == nil {
+		left -= drainCourtesy - drainGrace
+	}
+	return left
 }
 
 // shutdown drains: no new sessions, idle ones end, transfers may finish for

@@ -11,7 +11,8 @@
 //   - A reservation is a port and the address its client connects from. There is at
 //     most one for each such pair, so an address has as many at once as there are
 //     ports. It ends when the connection is accepted, which is at once, whether or
-//     not its transfer has begun.
+//     not its transfer has begun. Behind a proxy, whose clients only their headers
+//     tell apart, it ends when its transfer has found its connection.
 //   - A PASV that finds all ports reserved for its address waits in a queue, for at
 //     most portWait, for one of them.
 //   - A reservation is its session's for portHold; after that who waits may
@@ -72,6 +73,9 @@ const (
 	sharedBacklog = 128
 	// acceptRetry is the wait after accept(2) failed for want of descriptors or memory.
 	acceptRetry = 50 * time.Millisecond
+	// sharedKept is how many connections may wait where only what they send tells whose
+	// they are, as behind a proxy: the client's own, and a few of its neighbours.
+	sharedKept = 8
 )
 
 // errPortsHeld: all ports are reserved for this address, or rest; one will be free.
@@ -120,6 +124,7 @@ type portRequest struct {
 	from   netip.Addr          // dataFrom of the session
 	owner  uint64              // its id
 	accept func(net.Conn) bool // mayBringData of the session; it must not wait
+	keep   bool                // accept cannot tell them apart: whose is a connection is found out later
 	hold   time.Duration       // how long a reservation is its own, though nobody connects
 	ports  portRange
 }
@@ -344,7 +349,7 @@ func (p *sharedPorts) take(q portRequest, listen func(netip.AddrPort) (net.Liste
 				continue
 			}
 		}
-		r := &reservation{pool: p, port: port, addr: at, from: q.from, owner: q.owner, accept: q.accept, until: now.Add(q.hold), wake: make(chan struct{}, 1)}
+		r := &reservation{pool: p, port: port, addr: at, from: q.from, owner: q.owner, accept: q.accept, keep: q.keep, until: now.Add(q.hold), wake: make(chan struct{}, 1)}
 		port.awaited[q.from] = r
 		delete(p.rests, claim)
 		port.ln.SetDeadline(time.Time{})
@@ -517,15 +522,18 @@ func (port *sharedPort) acceptSome() (more bool, err error) {
 		}
 		from := addrOf(c.RemoteAddr())
 		r := port.awaited[from]
-		if r == nil || !r.accept(c) {
+		if r == nil || !r.accept(c) || len(r.conns) == sharedKept {
 			p.used.foreign++
 			hangUp(c)
 			continue
 		}
-		delete(port.awaited, from)
-		port.freed(from)
-		r.port, r.conn = nil, c
+		r.conns = append(r.conns, c)
 		r.poke()
+		if !r.keep {
+			delete(port.awaited, from)
+			port.freed(from)
+			r.port = nil
+		}
 	}
 	return true, nil
 }
@@ -558,12 +566,14 @@ type reservation struct {
 	from   netip.Addr
 	owner  uint64
 	accept func(net.Conn) bool
+	keep   bool
 	until  time.Time     // then others may have it
 	wake   chan struct{} // something of what follows has changed
 
 	// guarded by pool.mu
 	port     *sharedPort // nil: nobody is awaited any more
-	conn     net.Conn    // came, and is not taken yet
+	conns    []net.Conn  // came, and are not taken yet; one, without keep
+	taken    bool        // one was
 	closed   bool
 	deadline time.Time
 }
@@ -579,8 +589,11 @@ func (r *reservation) poke() {
 func (r *reservation) Accept() (net.Conn, error) {
 	for {
 		r.pool.mu.Lock()
-		c, closed, deadline := r.conn, r.closed, r.deadline
-		r.conn = nil
+		var c net.Conn
+		closed, deadline := r.closed, r.deadline
+		if len(r.conns) > 0 {
+			c, r.conns, r.taken = r.conns[0], r.conns[1:], true
+		}
 		r.pool.mu.Unlock()
 		var late <-chan time.Time
 		switch {
@@ -617,14 +630,14 @@ func (r *reservation) SetDeadline(t time.Time) error {
 // a private port.
 func (r *reservation) Close() error {
 	r.pool.mu.Lock()
-	c := r.conn
-	r.conn = nil
+	conns := r.conns
+	r.conns = nil
 	r.end()
 	r.pool.mu.Unlock()
-	if t, ok := c.(interface{ SetLinger(int) error }); ok {
-		t.SetLinger(0)
-	}
-	if c != nil {
+	for _, c := range conns {
+		if t, ok := c.(interface{ SetLinger(int) error }); ok {
+			t.SetLinger(0)
+		}
 		c.Close()
 	}
 	return nil
@@ -634,7 +647,9 @@ func (r *reservation) Close() error {
 func (r *reservation) end() {
 	r.closed = true
 	if r.port != nil {
-		r.pool.rest(portClaim{r.addr, r.from}, r.owner)
+		if !r.taken {
+			r.pool.rest(portClaim{r.addr, r.from}, r.owner)
+		}
 		delete(r.port.awaited, r.from)
 		r.port.freed(r.from)
 		r.port = nil
@@ -648,10 +663,10 @@ func (r *reservation) hangUp() {
 	if r.port != nil {
 		r.port.acceptSome() // it may wait there still
 	}
-	c := r.conn
-	r.conn = nil
+	conns := r.conns
+	r.conns = nil
 	r.pool.mu.Unlock()
-	if c != nil {
+	for _, c := range conns {
 		hangUp(c)
 	}
 }

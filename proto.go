@@ -517,7 +517,7 @@ func (s *session) shake(begins bool) {
 	end := time.Time{}
 	switch {
 	case begins && s.draining:
-		end = time.Now().Add(min(s.srv.courtesy(), drainGrace))
+		end = time.Now().Add(min(s.courtesy(), drainGrace))
 	case begins:
 		end = time.Now().Add(handshakeTime)
 	}

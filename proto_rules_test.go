@@ -273,8 +273,8 @@ func TestRow14PassivePortsRunOut(t *testing.T) {
 		for range 100 { // one port a session, however often it asks
 			one.cmd("PASV", "227 *")
 		}
-		two.cmd("EPSV", "229 *")
 		one.send("LIST\r\n") // a transfer keeps its port
+		two.cmd("EPSV", "229 *")
 		two.send("LIST\r\n")
 		three.cmd("EPSV", "425 *")
 		three.cmd("LIST", "425 *")

@@ -174,7 +174,7 @@ func (s *session) passive(code int, tell func(port uint16) string) error {
 	s.arm.dismiss()
 	cfg := s.srv.config()
 	q := portRequest{ctx: s.srv.ctx, local: s.local, from: s.dataFrom(), owner: s.id, accept: s.mayBringData,
-		hold: portHold, ports: cfg.Passive.Ports}
+		keep: s.via.IsValid(), hold: portHold, ports: cfg.Passive.Ports}
 	arm, port, err := s.srv.ports.arm(q)
 	aborts := 0
 	if err == errPortsHeld {

@@ -295,7 +295,7 @@ func (s *session) setIdle(idle bool) bool {
 	if !s.draining {
 		return true
 	}
-	left := s.srv.courtesy()
+	left := s.courtesy()
 	if idle && left > 0 {
 		s.bare.SetReadDeadline(time.Now().Add(min(left, drainGrace)))
 	}
@@ -323,11 +323,11 @@ func (s *session) drain() {
 	case s.idle && s.quiet:
 		s.bare.SetReadDeadline(time.Unix(1, 0))
 	case s.idle:
-		s.bare.SetReadDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
+		s.bare.SetReadDeadline(time.Now().Add(min(s.courtesy(), drainGrace)))
 	case s.shaking: // a stranger who says nothing must not hold a restart
-		s.bare.SetDeadline(time.Now().Add(min(s.srv.courtesy(), drainGrace)))
+		s.bare.SetDeadline(time.Now().Add(min(s.courtesy(), drainGrace)))
 	case s.xfer == nil: // nor one who does not read his replies
-		s.bare.SetWriteDeadline(time.Now().Add(s.srv.courtesy()))
+		s.bare.SetWriteDeadline(time.Now().Add(s.courtesy()))
 	}
 }
 
@@ -337,7 +337,7 @@ func (s *session) allowReply() {
 	defer s.mu.Unlock()
 	most := writeTimeout
 	if s.draining && s.xfer == nil {
-		most = max(s.srv.courtesy(), closeTimeout)
+		most = max(s.courtesy(), closeTimeout)
 	}
 	s.conn.SetWriteDeadline(time.Now().Add(most))
 }
@@ -404,7 +404,11 @@ func (s *session) nextLine() (string, error) {
 }
 
 // isDraining tells that no further command is to be begun.
-func (s *session) isDraining() bool { return s.drained() && s.srv.courtesy() <= 0 }
+func (s *session) isDraining() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining && s.courtesy() <= 0
+}
 
 // drained tells that the session has been asked to end.
 func (s *session) drained() bool {

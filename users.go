@@ -463,6 +463,15 @@ func (us *users) uidTaken(u, other *user) configError {
 
 func (us *users) path(name string) string { return filepath.Join(us.dir, name+userSuffix) }
 
+// usersDirError says what to do. Its modes are right as a rule when berth user or berth
+// check may not read it: it has hashes in it, and is for root and the daemon.
+func usersDirError(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; it is for root and the daemon: use sudo", errors.Unwrap(err))
+	}
+	return fmt.Errorf("%w; correct server.users_dir", errors.Unwrap(err))
+}
+
 // list is the names of the user files, sorted. Files whose names begin with "." are
 // berth user's unfinished ones, or an editor's.
 func (us *users) list() ([]string, error) {
@@ -473,12 +482,12 @@ func (us *users) list() ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w; correct server.users_dir or its permissions", errors.Unwrap(err))
+		return nil, usersDirError(err)
 	}
 	stamp := stampFor(info)
 	files, err := os.ReadDir(us.dir)
 	if err != nil {
-		return nil, fmt.Errorf("%w; correct server.users_dir or its permissions", errors.Unwrap(err))
+		return nil, usersDirError(err)
 	}
 	us.dirStamp, us.dirProblem = stamp, ""
 	var names []string

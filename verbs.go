@@ -90,6 +90,10 @@ type givenOption struct{ name, value string }
 func (inv *invocation) on(name string) bool { return len(inv.values[name]) > 0 }
 
 // str is the value of an option, the last one if there are several.
+//
+// Not inlined, as usageErr.
+//
+//go:noinline
 func (inv *invocation) str(name string) string {
 	if all := inv.values[name]; len(all) > 0 {
 		return all[len(all)-1]
@@ -158,6 +162,11 @@ type verbError struct {
 func (e *verbError) Error() string { return e.text }
 
 // usageErr is an error for what was typed wrong: exit code 2.
+//
+// Not inlined: it stands in so many places, none of them hot, that its copies would be
+// 10 KB of the program.
+//
+//go:noinline
 func usageErr(format string, args ...any) error {
 	return &verbError{exitUsage, fmt.Sprintf(format, args...)}
 }
