@@ -702,6 +702,9 @@ func (s *session) handleRequest(payload []byte) error {
 	s.idleAt = s.idleDeadline()
 	s.fr.late = ""
 	q, bad, err := parseRequest(payload)
+	if err == nil {
+		err = s.follow()
+	}
 	if err != nil {
 		return err
 	}

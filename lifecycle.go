@@ -203,6 +203,19 @@ func (s *server) reload() error {
 		s.log.Error("reload refused, the old configuration stays", "error", err)
 		return err
 	}
+	s.reloads.Add(1) // each session looks at its user before its next command
+	for _, c := range s.everySession() {
+		c.mu.Lock()
+		u := c.user
+		c.mu.Unlock()
+		if u == nil {
+			continue
+		}
+		if is := s.users.get(u.Name); is == nil || is.Disabled {
+			s.log.Info("kicked", "session", c.id, "user", u.Name, "by", "reload")
+			c.kill()
+		}
+	}
 	s.hooks.retryNow() // what failed may be what was mended
 	changes := append(configChanges(old, s.config()), userChanges(before, s.users.all())...)
 	for i, c := range changes {

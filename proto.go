@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"reflect"
 	"strings"
 	"syscall"
 	"time"
@@ -68,7 +69,10 @@ func (s *session) handle(line string) error {
 		}
 		s.srv.log.Debug("command", "session", s.id, "user", s.userName(), "verb", c.verb, "arg", shown)
 	}
-	var err error
+	err := s.follow()
+	if err != nil {
+		return err
+	}
 	code, _, text := 0, "", ""
 	if c.login && s.user == nil { // before an argument is looked at
 		code, _, text = s.mayNot(true, 0, false, c.verb, arg)
@@ -350,6 +354,45 @@ func (s *session) login(u *user, method string) (ok bool, err error) {
 	}
 	s.srv.log.Info("login", "session", s.id, "user", u.Name, "addr", s.addrText(), "proto", s.proto, "method", method)
 	return true, nil
+}
+
+// follow has the session's user be what his file says since the last reload
+// (contract section 9). A session that he could not begin any more ends.
+func (s *session) follow() error {
+	now := s.srv.reloads.Load()
+	if s.user == nil || s.reloads == now {
+		return nil
+	}
+	s.reloads = now
+	u := s.srv.users.get(s.user.Name)
+	if u == s.user {
+		return nil
+	}
+	if u == nil || !s.srv.auth.allowed(u, s.peer) || s.method != "local" && s.tls == nil && s.clearRefused(u) {
+		s.replyReason(codeClosing, "login", "The operator has changed your account; log in again, if you still may.")
+		s.flush()
+		return errAccount
+	}
+	was, is := s.srv.users.jailSpec(s.user), s.srv.users.jailSpec(u)
+	j := s.jail
+	if !reflect.DeepEqual(was, is) {
+		var err error
+		if j, err = s.srv.jails.enter(is); err != nil {
+			s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", unitHint(err))
+			s.replyReason(codeClosing, "home", "Your home directory cannot be opened any more; the operator finds the reason in the log.")
+			s.flush()
+			return errAccount
+		}
+		s.srv.jails.leave(s.jail)
+	}
+	s.srv.limits(s.account, u)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.user, s.jail = u, j
+	if was.home != is.home {
+		s.cwd, s.renameFrom = "/", ""
+	}
+	return nil
 }
 
 func (s *session) logout() {

@@ -82,6 +82,7 @@ type server struct {
 	drainAt   atomic.Int64   // when the drain began, in Unix nanoseconds; 0: not yet
 	probes    probes
 	systemd   notifier
+	reloads   atomic.Uint64 // that were taken
 	tidying   *time.Timer
 
 	reloading sync.Mutex // one reload at a time
@@ -636,9 +637,20 @@ func (s *server) enter(u *user) (*account, error) {
 	}
 	a.sessions++
 	s.tidying.Reset(tidyAfter)
+	a.follow(u)
+	return a, nil
+}
+
+// limits has the account's rates be what the user's file says.
+func (s *server) limits(a *account, u *user) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.follow(u)
+}
+
+func (a *account) follow(u *user) {
 	a.up = adjust(a.up, int64(u.UploadRate))
 	a.down = adjust(a.down, int64(u.DownloadRate))
-	return a, nil
 }
 
 func adjust(l *rate.Limiter, perSecond int64) *rate.Limiter {

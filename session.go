@@ -81,7 +81,8 @@ type session struct {
 	method   string // how the user proved who he is
 	localUID uint32 // the unix socket's peer
 	hasUID   bool
-	counting bool // sessionStarted was told
+	counting bool   // sessionStarted was told
+	reloads  uint64 // the server's, when user was last looked at
 
 	isOperator bool // has the operator's requests, see peer.operates
 
@@ -209,8 +210,9 @@ func (s *session) guard(end func()) {
 var errParked = errors.New("parked")
 
 var (
-	errAbuse = errors.New("abuse")
-	errDrain = errors.New("the server is going down")
+	errAbuse   = errors.New("abuse")
+	errDrain   = errors.New("the server is going down")
+	errAccount = errors.New("the account has changed")
 )
 
 // tooLongLine stands for a line over the limit among the pending ones; no
@@ -232,6 +234,8 @@ func (s *session) farewell(err error) string {
 		return "idle"
 	case err == errAbuse:
 		return "abuse"
+	case err == errAccount:
+		return "account"
 	case err == errDrain:
 		s.replyNow(codeClosing, "The server is going down; try again later.")
 		return "drained"
