@@ -33,8 +33,7 @@ const (
 	defaultConfigPath = "/etc/berth/berth.toml"
 
 	// maxConfigFile bounds what is read of one file, so that a device or a misnamed
-	// archive cannot eat the memory, nor the time: go-toml's check for keys given
-	// twice costs the square of their number. The documented file has 3 KiB.
+	// archive cannot eat the memory. The documented file has 3 KiB.
 	maxConfigFile = 256 << 10
 
 	// maxPEMFile is the same for certificates; a system's whole CA bundle has 250 KiB.

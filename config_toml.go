@@ -3,7 +3,7 @@ package main
 // Strict TOML: any file into any struct with toml tags, and every mistake in it with
 // file, line and what would be right, in one run. It knows TOML and reflection and
 // not one key of berth, which is why it stands apart from config.go: users.d files
-// go through it just the same. go-toml decides what is TOML; the walk into the struct
+// go through it just the same. config_tree.go says what is TOML; the walk into the struct
 // is our own, because go-toml's ends at the first value of the wrong kind and tells
 // about Go types.
 
@@ -11,7 +11,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -23,7 +22,6 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
@@ -185,30 +183,23 @@ func parseTOML(file string, data []byte, root reflect.Type) *tomlDocument {
 	doc := &tomlDocument{file: file, root: root}
 	work := bytes.Clone(trimBOM(data))
 	for {
-		doc.tree = nil
-		err := toml.Unmarshal(work, &doc.tree)
-		if err == nil {
+		var err *tomlError
+		if doc.tree, err = tomlTree(work); err == nil {
 			break
 		}
 		doc.partial = true
-		var de *toml.DecodeError
-		if !errors.As(err, &de) {
-			doc.add(configError{File: file, Problem: err.Error()})
-			doc.tree, work = nil, nil
-			break
-		}
-		line, _ := de.Position()
-		from, to := tomlLineBounds(work, line)
+		from, to := tomlLineBounds(work, err.at.Line)
 		text := work[from:to]
-		confined := doc.syntaxError(work, string(text), de)
+		confined := doc.syntaxError(work, string(text), err)
 		if confined && len(doc.errs) < maxSyntaxErrors {
 			for i := range text {
 				text[i] = ' '
 			}
 			continue
 		}
-		if work = work[:min(from, parsedUpTo(work))]; toml.Unmarshal(work, &doc.tree) != nil {
-			doc.tree, work = nil, nil
+		work = work[:min(from, parsedUpTo(work))]
+		if doc.tree, err = tomlTree(work); err != nil {
+			work = nil
 		}
 		break
 	}
@@ -272,10 +263,9 @@ var (
 
 // syntaxError records what is wrong with one line and tells whether the lines after
 // it can be read as if it were not there.
-func (doc *tomlDocument) syntaxError(data []byte, text string, de *toml.DecodeError) (confined bool) {
-	line, column := de.Position()
-	e := configError{File: doc.file, Line: line, Column: column}
-	problem := strings.TrimPrefix(de.Error(), "toml: ")
+func (doc *tomlDocument) syntaxError(data []byte, text string, found *tomlError) (confined bool) {
+	line, problem := found.at.Line, found.problem
+	e := configError{File: doc.file, Line: line, Column: found.at.Column}
 	before := positionsOf(data) // up to the error, if it is one of syntax
 
 	var single unstable.Parser
@@ -285,7 +275,7 @@ func (doc *tomlDocument) syntaxError(data []byte, text string, de *toml.DecodeEr
 	header := strings.HasPrefix(strings.TrimSpace(text), "[")
 	if single.Error() == nil {
 		// The line is well-formed by itself: what is wrong is where it stands.
-		if key := de.Key(); len(key) > 0 {
+		if key := found.key; len(key) > 0 {
 			if !header { // a header has the whole name, a key only what is on its line
 				e.Key = tableAbove(data, line)
 			}
@@ -612,7 +602,7 @@ func editDistance(a, b string) int {
 
 var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 
-// value sets v from raw, what go-toml makes of a value in an any. key is the last
+// value sets v from raw, what tomlTree makes of a value. key is the last
 // part of path, for the example.
 func (doc *tomlDocument) value(path, key string, raw any, v reflect.Value) {
 	t := v.Type()
