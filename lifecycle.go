@@ -188,7 +188,6 @@ func (s *server) reload() error {
 	s.reloading.Lock() // SIGHUP and the operator's request may come together
 	defer s.reloading.Unlock()
 	s.systemd.tell(daemon.SdNotifyReloading, daemon.SdNotifyMonotonicUsec())
-	before := s.users.current.Load().sorted() // all() would read what is new already
 	old := s.config()
 	err := s.load(old)
 	s.metrics.configReloaded(err == nil)
@@ -217,7 +216,9 @@ func (s *server) reload() error {
 		}
 	}
 	s.hooks.retryNow() // what failed may be what was mended
-	changes := append(configChanges(old, s.config()), userChanges(before, s.users.all())...)
+	now := s.users.all()
+	changes := append(configChanges(old, s.config()), userChanges(s.told, now)...)
+	s.told = now
 	for i, c := range changes {
 		if i == maxChanges {
 			s.log.Info("changed", "more", len(changes)-i)
@@ -311,8 +312,8 @@ func differences(path string, old, now reflect.Value, all *[]change) {
 	}
 }
 
-// userChanges tells whose file is new, gone or another. What is in it is not
-// told: it has the password's hash.
+// userChanges tells whose file is new, gone or another since the last reload: files
+// are followed without one, too. What is in it is not told: it has the password's hash.
 func userChanges(old, now []*user) []change {
 	was := map[string]*user{}
 	for _, u := range old {

@@ -85,7 +85,8 @@ type server struct {
 	reloads   atomic.Uint64 // that were taken
 	tidying   *time.Timer
 
-	reloading sync.Mutex // one reload at a time
+	reloading sync.Mutex // one reload at a time; guards told
+	told      []*user    // the users that the log knows of
 
 	mu       sync.Mutex // guards what follows; held for moments only
 	sessions map[uint64]*session
@@ -162,6 +163,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	}
 	keys.onReuse = s.metrics.tlsResumption
 	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
+	s.told = us.all()
 	return s, nil
 }
 
