@@ -1,0 +1,353 @@
+// These tests are about the operator's verbs, run in this process against a daemon that
+// is another one: what they print, how they exit, and to whom the daemon listens.
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// administered is a daemon with a local socket, and the text of its [listen].
+func administered(t *testing.T, more string) (p *process, b *ftpBox, file, listen string) {
+	t.Helper()
+	listen = fmt.Sprintf("log.format = \"json\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [], http = [], local = [%q] }\n", filepath.Join(shortDir(t), "s"))
+	file, b = writeConfig(t, listen+more)
+	p = serveBerth(t, file, nil)
+	drainLog(p)
+	return p, b, file, listen
+}
+
+// says runs a verb and compares its exit code, what it prints and what it complains of.
+func says(t *testing.T, code int, out, errs string, args ...string) {
+	t.Helper()
+	if c, o, e := cli(t, args...); c != code || !wildcard(out, o) || !wildcard(errs, e) {
+		t.Errorf("berth %q: %d, %q, %q; want %d, %q, %q", args, c, o, e, code, out, errs)
+	}
+}
+
+// sessionsOf are the sessions that who lists, by their users.
+func sessionsOf(t *testing.T, file string) map[string][]whoEntry {
+	t.Helper()
+	code, out, errs := cli(t, "who", "--json", "--config", file)
+	if code != exitOK || errs != "" {
+		t.Fatalf("who: %d, %q", code, errs)
+	}
+	all := map[string][]whoEntry{}
+	for line := range strings.Lines(out) {
+		var e whoEntry
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("who --json: %q: %v", line, err)
+		}
+		all[e.User] = append(all[e.User], e)
+	}
+	return all
+}
+
+func TestAdminVerbs(t *testing.T) {
+	t.Parallel()
+	p, b, file, listen := administered(t, "limits.data_timeout = \"1m\"\n")
+	b.user(t, "bob", "")
+	at := func(args ...string) []string { return append(args, "--config", file) }
+	says(t, exitOK, "ID  USER  PROTOCOL  ADDRESS  SINCE  DOING\n", "", at("who")...)
+	says(t, exitOK, "", "", at("who", "--json")...)
+	says(t, exitOK, "Reloaded.\n", "", at("reload")...) // bob is there
+
+	line := p.dial("control").login()
+	stranger := p.dial("control") // nobody yet, and nobody's business
+	stranger.want("220 *")
+	framed := p.dial("control")
+	framed.want("220 *")
+	bob := framed.frames().enter("bob")
+	line.cmd("EPSV", "229 *")
+	line.open()
+	line.cmd("STOR f", "150 *")
+	var doing string
+	for end := time.Now().Add(replyTime); !wildcard("STOR * bytes", doing); time.Sleep(10 * time.Millisecond) {
+		if doing = sessionsOf(t, file)["ann"][0].Doing; time.Now().After(end) {
+			t.Fatalf("who says of ann %q", doing)
+		}
+	}
+	all := sessionsOf(t, file)
+	if len(all) != 2 || len(all["ann"]) != 1 || len(all["bob"]) != 1 {
+		t.Fatalf("%+v", all)
+	}
+	for name, want := range map[string]whoEntry{"ann": {Protocol: "ftp", Doing: "STOR 0 bytes"}, "bob": {Protocol: "frames", Doing: "idle"}} {
+		e := all[name][0]
+		since, err := time.Parse(time.RFC3339, e.Since)
+		if err != nil || time.Since(since) < 0 || time.Since(since) > replyTime || e.ID == 0 || e.Protocol != want.Protocol || e.Doing != want.Doing || e.Address != "127.0.0.1" {
+			t.Errorf("%+v; want %+v", e, want)
+		}
+	}
+	_, out, _ := cli(t, at("who")...)
+	rows := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
+	if len(rows) != 3 || !wildcard("ID  USER  PROTOCOL  ADDRESS    SINCE  *DOING*", rows[0]) {
+		t.Fatalf("who: %q", out)
+	}
+	for i, name := range []string{"ann", "bob"} {
+		e := all[name][0]
+		since, _ := time.Parse(time.RFC3339, e.Since)
+		if want := strings.Join(strings.Fields(fmt.Sprintln(e.ID, name, e.Protocol, e.Address, since.Local().Format("2006-01-02 15:04:05"), e.Doing)), " "); strings.Join(strings.Fields(rows[1+i]), " ") != want {
+			t.Errorf("who: %q; want %q", rows[1+i], want)
+		}
+	}
+
+	says(t, exitOK, "Told 1 sessions; those that speak lines cannot be told.\n", "", at("wall", "back in", "five minutes")...)
+	if m := bob.heard(); m.From != "operator" || m.Text != "back in five minutes" {
+		t.Errorf("%+v", m)
+	}
+
+	for _, word := range []string{"ann", "0", "-1", "1x", "99999999999999999999"} {
+		says(t, exitUsage, "", "berth kick: *"+word+"*", "kick", "--config", file, "--", word)
+	}
+	says(t, exitFailed, "", "berth kick: There is no other session 4711; who lists them.\n", at("kick", "4711")...)
+	says(t, exitOK, "Ended.\n", "", at("kick", fmt.Sprint(all["ann"][0].ID))...)
+	line.conn.SetReadDeadline(time.Now().Add(replyTime))
+	if rest, err := io.ReadAll(line.r); err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("who was kicked reads %q, %v", rest, err)
+	}
+	waitUntil(t, "ann is gone", func() bool { return len(sessionsOf(t, file)["ann"]) == 0 })
+	b.missing(t, "f")
+	bob.do(`{"do":"time"}`, 200, "")
+
+	// A configuration that is refused: by its file and line, in the daemon's own words,
+	// although the verb cannot read it either.
+	b.configure(t, listen+"limits.idle = \"forever\"\nlimits.sesions = 3\n")
+	says(t, exitFailed, "", "berth reload: The old configuration stays: "+file+":3:15: limits.idle: *\n"+file+":4:*limits.sesions*sessions*\n", at("reload")...)
+	says(t, exitOK, "*bob*", "", at("who")...) // the other verbs work with it
+	// One with another [listen] is found by the new path or not at all; with all else
+	// alike the daemon says why it stays.
+	b.configure(t, strings.Replace(listen, "datagram = []", "datagram = [\"127.0.0.1:0\"]", 1))
+	says(t, exitFailed, "", "berth reload: The old configuration stays: [listen] can change only at a restart, all but proxy_from\n", at("reload")...)
+	b.configure(t, listen+"server.name = \"another\"\n")
+	says(t, exitOK, "Reloaded.\n", "", at("reload")...)
+	another := p.dial("control")
+	another.want("220 another ready.")
+	for _, c := range []*ftpClient{another, stranger} {
+		c.cmd("QUIT", "221 *")
+	}
+
+	says(t, exitOK, "Draining.\n", "", at("drain")...)
+	bob.do(`{"do":"quit"}`, 221, "")
+	p.ended(exitOK)
+	for _, args := range [][]string{{"who"}, {"who", "--json"}, {"kick", "1"}, {"wall", "x"}, {"drain"}, {"reload"}} {
+		says(t, exitNoConn, "", "berth "+args[0]+": */s: no daemon listens there; is berth running, and does --config name its configuration?\n", at(args...)...)
+	}
+}
+
+// Two drains are one: the second must not end it at once, as a second SIGTERM does.
+func TestAdminDrainTwice(t *testing.T) {
+	t.Parallel()
+	p, b, file, _ := administered(t, "")
+	p.addrs["local"] = b.localPath(t, file)
+	op := p.dial("local")
+	op.want("220 *")
+	local := op.frames()
+	busy := p.dial("control").login()
+	busy.cmd("EPSV", "229 *")
+	data := busy.open()
+	busy.cmd("STOR f", "150 *")
+	io.WriteString(data, "one ")
+	for range 3 { // the listener goes with the first
+		local.do(`{"do":"drain"}`, 200, "")
+	}
+	busy.send("STAT\r\n")
+	busy.reply()
+	io.WriteString(data, "two")
+	data.Close()
+	busy.want("226 *")
+	busy.cmd("QUIT", "221 *")
+	local.do(`{"do":"quit"}`, 221, "")
+	p.ended(exitOK)
+	if got := b.content(t, "f"); got != "one two" {
+		t.Errorf("%q", got)
+	}
+}
+
+// localPath is where the operator is heard, by the configuration in file.
+func (b *ftpBox) localPath(t *testing.T, file string) string {
+	t.Helper()
+	cfg, err := loadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg.Listen.Local[0]
+}
+
+// What answers at the socket may be anything.
+func TestAdminStrangeAnswers(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ what, answers, says string }{
+		{"hangs up", "", "*/s: the daemon hung up: EOF\n"},
+		{"is full", "421 Too many connections\x1b[2J: at most 3; try again later.\r\n", "*/s: 421 Too many connections*: at most 3; try again later.\n"},
+		{"is another program", "SSH-2.0-OpenSSH_9.2\r\n", "*/s: *\n"},
+		{"talks without end", strings.Repeat("220-\r\n", 2*adminGreetings), "*/s: the daemon hung up: it talks without end\n"},
+		{"knows no frames", "220 ready\r\n500 What?\r\n", "*/s: 500 What?\n"},
+		{"hangs up in the middle", "220 ready\r\n200 1\r\n\x00\x00", "*/s: the daemon hung up: *\n"},
+		{"sends a bad frame", "220 ready\r\n200 1\r\n\xff\xff\xff\xffA{}", "*/s: the daemon hung up: *\n"},
+		{"answers nonsense", "220 ready\r\n200 1\r\n" + string(appendFrame(nil, frameAnswer, []byte("{"))), "*/s: the daemon hung up: *\n"},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(shortDir(t), "s")
+			file, _ := writeConfig(t, fmt.Sprintf("listen.local = [%q]\n", path))
+			ln, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			go func() {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				io.WriteString(c, test.answers)
+				c.(*net.UnixConn).CloseWrite()
+				io.Copy(io.Discard, c)
+				c.Close()
+			}()
+			code, out, errs := cli(t, "reload", "--config", file)
+			if code != exitNoConn || out != "" || !wildcard("berth reload: "+test.says, errs) || strings.Contains(errs, "\x1b") {
+				t.Errorf("%d, %q, %q; want %q", code, out, errs, test.says)
+			}
+		})
+	}
+}
+
+func TestAdminWithoutLocalSocket(t *testing.T) {
+	t.Parallel()
+	file, _ := writeConfig(t, "listen.local = []\n")
+	says(t, exitFailed, "", "berth who: listen.local is empty in "+file+", and that is where the operator is heard; write *\n", "who", "--config", file)
+}
+
+// --- who may ---
+
+// asSomebody runs a verb as a process of other credentials, and returns its exit code and
+// all that it printed. The test binary lies where such a one may not read it, so there is
+// a copy.
+func asSomebody(t *testing.T, binary string, uid, gid uint32, groups []uint32, args ...string) (int, string) {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	cmd.Env = append(os.Environ(), asBerth+"=1", noRaceSleep)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: groups}}
+	out, _ := cmd.CombinedOutput()
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+// pretendGroup runs a program with another /etc/group, in a mount namespace of its own:
+// the group need not be there on the machine that runs the test.
+const pretendGroup = `mount --bind "$0" /etc/group && exec "$@"`
+
+// The operator is root, who runs the daemon, and the members of berth-admin, by their
+// first group or any other. Everybody else is told so, and is no operator.
+func TestOperatorsGroup(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("only root can be somebody else")
+	}
+	dir := shortDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "berth")
+	if err := os.Link(os.Args[0], binary); err != nil {
+		text, err := os.ReadFile(os.Args[0])
+		if err == nil {
+			err = os.WriteFile(binary, text, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	group := filepath.Join(dir, "group")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(group, []byte("root:x:0:\nusers:x:100:\n"+text), 0o644); err != nil { // in place: it is mounted
+			t.Fatal(err)
+		}
+	}
+	const gid, stranger = 54321, 54322
+	write("berth-admins:x:54322:\nberth-admin:x:54321:somebody\n")
+	path := filepath.Join(dir, "s")
+	own, _ := writeConfig(t, fmt.Sprintf("log.format = \"json\"\nlisten = { control = [], datagram = [], http = [], local = [%q] }\n", path))
+	client := filepath.Join(dir, "berth.toml") // for who cannot read the daemon's own
+	if err := os.WriteFile(client, fmt.Appendf(nil, "listen.local = [%q]\n", path), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m := newManager(t)
+	daemon := exec.Command("unshare", "--mount", "sh", "-c", pretendGroup, group, os.Args[0], "serve", "--config", own)
+	daemon.Env = append(os.Environ(), asBerth+"=1", m.env())
+	var errs syncBuffer
+	daemon.Stderr = &errs
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		daemon.Process.Signal(syscall.SIGTERM)
+		if err := daemon.Wait(); err != nil {
+			t.Errorf("the daemon ends with %v: %s", err, errs.String())
+		}
+	})
+	m.hears("READY=1\n*")
+	m.close()
+
+	many := make([]uint32, 300) // more than are asked for at once
+	for i := range many {
+		many[i] = uint32(100000 + i)
+	}
+	for _, test := range []struct {
+		who      string
+		uid, gid uint32
+		groups   []uint32
+		operates bool
+	}{
+		{"root", 0, 0, nil, true},
+		{"root without the group", 0, stranger, []uint32{stranger}, true},
+		{"nobody", 65534, 65534, nil, false},
+		{"one whose number is the group's", gid, stranger, nil, false},
+		{"one of another group", 65534, stranger, []uint32{100, stranger}, false},
+		{"one of many groups", 65534, stranger, many, false},
+		{"a member by his first group", 65534, gid, nil, true},
+		{"a member", 65534, 65534, []uint32{100, gid, stranger}, true},
+		{"a member of many groups", 65534, 65534, append(many[:len(many):len(many)], gid), true},
+	} {
+		verbs := [][]string{{"reload"}}
+		if strings.HasPrefix(test.who, "a member") == test.operates && len(test.groups) < 4 && test.gid == test.uid { // one for each answer: starting takes long
+			verbs = [][]string{{"who"}, {"reload"}, {"wall", "x"}, {"kick", "4711"}}
+		}
+		for _, args := range verbs {
+			code, out := asSomebody(t, binary, test.uid, test.gid, test.groups, append(args, "--config", client)...)
+			told := strings.Contains(out, "nly root and the group berth-admin")
+			if test.operates == told || test.operates && code != exitOK && args[0] != "kick" || !test.operates && code != exitFailed {
+				t.Errorf("berth %s by %s: %d, %q", args[0], test.who, code, out)
+			}
+		}
+	}
+
+	// Who is taken out of the group is out at once, and a group that is gone has no members.
+	for _, text := range []string{"berth-admin:x:54323:\n", ""} {
+		write(text)
+		if code, out := asSomebody(t, binary, 65534, 65534, []uint32{gid}, "reload", "--config", client); code != exitFailed {
+			t.Errorf("with %q: %d, %q", text, code, out)
+		}
+	}
+
+	// And the file's mode decides who may knock at all.
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out := asSomebody(t, binary, 65534, 65534, nil, "who", "--config", client)
+	if want := "berth who: " + path + ": permission denied; try with sudo, or as a member of the group berth-admin\n"; code != exitNoConn || out != want {
+		t.Errorf("a socket that is not for everybody: %d, %q; want %q", code, out, want)
+	}
+}
