@@ -369,7 +369,7 @@ func (s *session) follow() error {
 		return nil
 	}
 	if u == nil || !s.srv.auth.allowed(u, s.peer) || s.method != "local" && s.tls == nil && s.clearRefused(u) {
-		s.replyReason(codeClosing, "login", "The operator has changed your account; log in again, if you still may.")
+		s.replyReason(codeClosing, "account", "The operator has changed your account; log in again, if you still may.")
 		s.flush()
 		return errAccount
 	}
@@ -379,7 +379,7 @@ func (s *session) follow() error {
 		var err error
 		if j, err = s.srv.jails.enter(is); err != nil {
 			s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", unitHint(err))
-			s.replyReason(codeClosing, "home", "Your home directory cannot be opened any more; the operator finds the reason in the log.")
+			s.replyReason(codeClosing, "account", "Your home directory cannot be opened any more; the operator finds the reason in the log.")
 			s.flush()
 			return errAccount
 		}
