@@ -47,7 +47,7 @@ const (
 	watchdogShare = 3
 
 	// notifyTimeout is how long systemd may leave its queue full.
-	notifyTimeout = 5 * time.Second
+	notifyTimeout = time.Second
 
 	// idleLook is how often an idle daemon looks whether it may go.
 	idleLook = 250 * time.Millisecond
@@ -104,7 +104,8 @@ func (n *notifier) tell(state ...string) {
 			}
 		}
 		n.conn.SetWriteDeadline(time.Now().Add(notifyTimeout))
-		if _, err := io.WriteString(n.conn, strings.Join(state, "\n")); err == nil {
+		_, err := io.WriteString(n.conn, strings.Join(state, "\n"))
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) { // its queue is full, and would still be
 			return
 		}
 		n.conn.Close()

@@ -546,7 +546,11 @@ func (b *ftpBox) changes(t *testing.T) (all []string) {
 
 func TestReloadSaysWhatChanged(t *testing.T) {
 	t.Parallel()
-	b := newFTPBox(t, "commands.old.run = [\"/bin/true\"]\ncommands.kept.run = [\"/bin/true\"]\n", "")
+	inBox(t, "commands.old.run = [\"/bin/true\"]\ncommands.kept.run = [\"/bin/true\"]\n", "", reloadSays)
+}
+
+func reloadSays(t *testing.T, b *ftpBox) {
+	synctest.Wait() // the housekeeper has looked at the users that there are
 	b.user(t, "bob", "")
 	b.user(t, "eve", "")
 	check := func(want ...string) {
