@@ -37,8 +37,7 @@ func largeFile(t *testing.T, name string, size int64) {
 
 func TestLargeFiles(t *testing.T) {
 	inBothJails(t, func(t *testing.T, openat2 bool) {
-		b := newFTPBox(t, realListen+"transfer.durable = false\n", "quota_bytes = \"100GiB\"\n")
-		b.srv.jails.openat2 = openat2
+		b := newFTPBoxWith(t, realListen+"transfer.durable = false\n", "quota_bytes = \"100GiB\"\n", func(s *server) { s.jails.openat2 = openat2 })
 		addr := b.serveReal(t)[0]
 		for _, size := range []int64{3_000_000_000, 5_000_000_000} {
 			name := fmt.Sprintf("f%d", size)

@@ -343,6 +343,12 @@ func (s *syncBuffer) String() string {
 // newFTPBox makes one. config and user are lines of TOML; user keys are ann's.
 func newFTPBox(t testing.TB, config, user string) *ftpBox {
 	t.Helper()
+	return newFTPBoxWith(t, config, user, func(*server) {})
+}
+
+// newFTPBoxWith is newFTPBox with what is to be done to the server before it begins.
+func newFTPBoxWith(t testing.TB, config, user string, prepare func(*server)) *ftpBox {
+	t.Helper()
 	dir := t.TempDir()
 	b := &ftpBox{dir: dir, home: filepath.Join(dir, "home"), net: newMemNet(), log: &syncBuffer{}}
 	if err := os.Mkdir(b.home, 0o755); err != nil {
@@ -372,6 +378,7 @@ func newFTPBox(t testing.TB, config, user string) *ftpBox {
 	b.srv.configPath = file
 	b.real = *b.srv.ports
 	b.srv.ports.listen, b.srv.ports.dial = b.net.listen, b.net.dial
+	prepare(b.srv)
 	b.srv.house.start()
 	t.Cleanup(func() {
 		b.srv.end()
