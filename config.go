@@ -1,10 +1,10 @@
 package main
 
 // The configuration: the shape of berth.toml, what an empty file means, and the answer
-// to "what is wrong with it", which names every mistake in one run. This file knows neither sockets nor sessions: it reads files and
-// returns values, and whatever it accepts the rest of the program may use without
-// looking again. How TOML becomes a struct is in config_toml.go; the
-// types of its values are in config_values.go.
+// to "what is wrong with it", which names every mistake in one run. This file knows
+// neither sockets nor sessions: it reads files and returns values, and whatever it
+// accepts the rest of the program may use without looking again. How TOML becomes a
+// struct is in config_toml.go; the types of its values are in config_values.go.
 
 import (
 	"crypto/tls"
