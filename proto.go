@@ -345,6 +345,7 @@ func (s *session) login(u *user, method string) (ok bool, err error) {
 	s.mu.Lock()
 	s.user, s.account, s.jail, s.method, s.asked = u, acc, j, method, ""
 	s.cwd, s.renameFrom = "/", ""
+	s.reloads = s.srv.reloads.Load() // what is in his file from here on waits for the next one
 	s.mu.Unlock()
 	if s.tls != nil {
 		s.srv.keys.login(s.tls, u.Name)
