@@ -69,6 +69,8 @@ type config struct {
 	Transfer transferConfig           `toml:"transfer"`
 	Exec     execConfig               `toml:"exec"`
 	Filter   filterConfig             `toml:"filter"`
+	HTTP     httpConfig               `toml:"http"`
+	Metrics  metricsConfig            `toml:"metrics"`
 	Log      logConfig                `toml:"log"`
 	Commands map[string]commandConfig `toml:"commands"`
 }
@@ -179,10 +181,23 @@ type filterConfig struct {
 	DenyFrom  []network `toml:"deny_from"`
 }
 
-// logConfig is [log].
+// httpConfig is [http]. Users are names of users.d, or none for pages without a password.
+type httpConfig struct {
+	TLS   bool     `toml:"tls"`
+	Users []string `toml:"users"`
+}
+
+// metricsConfig is [metrics].
+type metricsConfig struct {
+	PerUser bool `toml:"per_user"` // false: no label names a user
+}
+
+// logConfig is [log]. Transfers is "" or an absolute path; Rate 0 means no limit.
 type logConfig struct {
-	Format string `toml:"format"`
-	Level  string `toml:"level"`
+	Format    string `toml:"format"`
+	Level     string `toml:"level"`
+	Transfers string `toml:"transfers"` // the file of the transfer log, xferlog(5)
+	Rate      int    `toml:"rate"`      // lines a second about strangers
 }
 
 // defaultConfig is what an empty file means: contract section 10. Each call makes
@@ -219,7 +234,9 @@ func defaultConfig() *config {
 		Transfer: transferConfig{Durable: true, PartialTTL: duration(24 * time.Hour), Digest: "on-demand"},
 		Exec: execConfig{Sandbox: "landlock", Timeout: duration(5 * time.Minute), Output: 64 << 20, KillAfter: duration(5 * time.Second),
 			Parallel: 100, ParallelPerUser: 50},
-		Log: logConfig{Format: "auto", Level: "info"},
+		HTTP:    httpConfig{Users: []string{}},
+		Metrics: metricsConfig{PerUser: true},
+		Log:     logConfig{Format: "auto", Level: "info", Rate: 20},
 	}
 }
 
@@ -342,6 +359,17 @@ func (c configChecker) config(cfg *config) {
 	c.sandboxPaths("exec", cfg.Exec.Read, cfg.Exec.Write)
 	c.oneOf("log.format", cfg.Log.Format, "auto", "journal", "text", "json")
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
+	if cfg.Log.Transfers != "" {
+		c.absolute("log.transfers", cfg.Log.Transfers, "/var/log/berth/xferlog")
+	}
+	if cfg.Log.Rate < 0 {
+		c.bad("log.rate", "%d is below 0; write how many lines a second, or 0 for no limit", cfg.Log.Rate)
+	}
+	for i, name := range cfg.HTTP.Users {
+		if err := checkUserName(name); err != nil {
+			c.bad(fmt.Sprintf("http.users[%d]", i), "%v", err)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Commands)) {
 		c.command(name, cfg.Commands[name])
 	}

@@ -226,7 +226,7 @@ func TestConfigManPageRestart(t *testing.T) {
 		"transfer.digest": `"always"`, "exec.sandbox": `"off"`, "exec.runner": `"unix:/run/other"`, "log.format": `"json"`, "log.level": `"warn"`,
 	}
 	kinds := map[string]string{"string": `"/else"`, "time": `"7s"`, "size": `"7KiB"`, "number": "7", "ports": `"2000-2001"`,
-		"list of networks": `["127.0.0.0/8"]`, "list of addresses": `["127.0.0.1:7"]`, "list of paths": `["/run/other"]`}
+		"list of networks": `["127.0.0.0/8"]`, "list of addresses": `["127.0.0.1:7"]`, "list of paths": `["/run/other"]`, "list of strings": `["ann"]`}
 	kept, err := os.ReadFile(b.srv.configPath)
 	if err != nil {
 		t.Fatal(err)

@@ -251,6 +251,9 @@ func (s *server) load(old *config) error {
 	if !reflect.DeepEqual(l, old.Listen) {
 		return errors.New("[listen] can change only at a restart, all but proxy_from")
 	}
+	if cfg.HTTP.TLS != old.HTTP.TLS || cfg.Metrics != old.Metrics || cfg.Log.Transfers != old.Log.Transfers {
+		return errors.New("http.tls, metrics.per_user and log.transfers can change only at a restart")
+	}
 	if err := s.users.reload(func(us []*user) error {
 		if err := checkTogether(cfg, us); err != nil {
 			return err
