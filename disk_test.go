@@ -157,7 +157,7 @@ func newDiskBox(t *testing.T, home, user string) *diskBox {
 	}
 	b.box.writeTLS(t, filepath.Join(dir, "state"))
 	b.box.user(t, "ann", user)
-	b.box.configure(t, daemonListen)
+	b.box.configure(t, daemonListen+quickDrain)
 	b.start()
 	return b
 }

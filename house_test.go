@@ -1053,7 +1053,7 @@ func TestRejectDoesNotRotate(t *testing.T) {
 func TestScan(t *testing.T) {
 	file, b := writeConfig(t, "")
 	sock := filepath.Join(b.dir, "run", "berth.sock")
-	b.configure(t, fmt.Sprintf("log.format = \"json\"\nlisten = { control = [], datagram = [], http = [], local = [%q] }\n", sock))
+	b.configure(t, fmt.Sprintf(quickDrain+"log.format = \"json\"\nlisten = { control = [], datagram = [], http = [], local = [%q] }\n", sock))
 	b.user(t, "ann", fmt.Sprintf("uid = %d\nquota_bytes = \"1000B\"\n", os.Getuid()))
 	b.user(t, "kernel", "quota = \"filesystem\"\n")
 	b.put(t, "f", "123")

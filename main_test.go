@@ -507,8 +507,12 @@ func (p *process) dial(kind string) *ftpClient {
 
 const daemonListen = "log.format = \"json\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [\"127.0.0.1:0\"], http = [\"127.0.0.1:0\"], local = [] }\n"
 
+// quickDrain is for a daemon that is to end while clients are there: they are not
+// given the time that they would have, see drainGrace.
+const quickDrain = "server.drain = \"200ms\"\n"
+
 func TestDrain(t *testing.T) {
-	file, b := writeConfig(t, daemonListen)
+	file, b := writeConfig(t, daemonListen+"server.drain = \"4s\"\n")
 	p := serveBerth(t, file, nil)
 	idle, busy := p.dial("control").login(), p.dial("control").login()
 	busy.cmd("EPSV", "229 *")
@@ -563,14 +567,14 @@ func TestReload(t *testing.T) {
 	}
 	p.dial("control").want("220 first ready.")
 
-	b.configure(t, daemonListen+"server.name = \"second\"\n")
+	b.configure(t, daemonListen+quickDrain+"server.name = \"second\"\n")
 	p.signal(syscall.SIGHUP)
 	p.logged("reloaded")
 	p.dial("control").want("220 second ready.")
 
 	// A user file with a mistake refuses it too.
 	b.user(t, "bob", "nosuch = 1\n")
-	b.configure(t, daemonListen+"server.name = \"third\"\n")
+	b.configure(t, daemonListen+quickDrain+"server.name = \"third\"\n")
 	p.signal(syscall.SIGHUP)
 	p.logged("reload refused, the old configuration stays")
 	p.dial("control").want("220 second ready.")
@@ -602,7 +606,7 @@ func TestHealth(t *testing.T) {
 func TestLocalSocket(t *testing.T) {
 	file, b := writeConfig(t, "")
 	sock := filepath.Join(b.dir, "run", "berth.sock")
-	b.configure(t, fmt.Sprintf("log.format = \"json\"\nlisten = { control = [], datagram = [], http = [], local = [%q] }\n", sock))
+	b.configure(t, fmt.Sprintf(quickDrain+"log.format = \"json\"\nlisten = { control = [], datagram = [], http = [], local = [%q] }\n", sock))
 	b.user(t, "ann", fmt.Sprintf("uid = %d\n", os.Getuid()))
 	b.put(t, "a", "x")
 	for range 2 { // the second start finds the first one's socket, or none
@@ -664,7 +668,7 @@ func listenerFile(t *testing.T, network string) (*os.File, string) {
 }
 
 func TestInheritedSockets(t *testing.T) {
-	file, _ := writeConfig(t, daemonListen)
+	file, _ := writeConfig(t, daemonListen+quickDrain)
 	one, oneAddr := listenerFile(t, "tcp")
 	two, twoAddr := listenerFile(t, "tcp")
 	udp, udpAddr := listenerFile(t, "udp")
