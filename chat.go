@@ -197,12 +197,13 @@ func (s *session) siteSAY(arg string) error {
 	return nil
 }
 
-// siteWHO lists the sessions; where they come from is the operator's to know.
+// siteWHO lists the sessions.
 func (s *session) siteWHO(string) error {
 	var lines []string
 	for _, w := range s.srv.who() {
+		s.mayKnow(&w)
 		line := fmt.Sprintf("%-16s %-6s since %s %s", w.User, w.Protocol, w.Since, w.Doing)
-		if s.operator() {
+		if w.Address != "" {
 			line += " from " + w.Address
 		}
 		lines = append(lines, line)
@@ -211,31 +212,77 @@ func (s *session) siteWHO(string) error {
 	return nil
 }
 
-// whoEntry is one session that is logged in, as who tells it.
+// whoEntry is one session that is logged in, as who tells it: a name there, once
+// told, stays (docs/protocol.md).
 type whoEntry struct {
 	ID       uint64 `json:"id"`
 	User     string `json:"user"`
 	Protocol string `json:"protocol"`
 	Since    string `json:"since"`
-	Doing    string `json:"doing"`
+	Doing    string `json:"doing"` // verb, file and bytes in words
 	Address  string `json:"address,omitempty"`
+	Via      string `json:"via,omitempty"`     // the proxy that told the address
+	Verb     string `json:"verb,omitempty"`    // that runs now
+	File     string `json:"file,omitempty"`    // that it is about, as the user names it
+	Command  string `json:"command,omitempty"` // that runs for him
+	Bytes    int64  `json:"bytes"`             // that the verb has moved
+	Size     int64  `json:"size,omitempty"`    // what Bytes will be at its end; 0: not known
+	Rate     int64  `json:"rate"`              // bytes a second now, see transfer.rate
+	Idle     int64  `json:"idle_seconds"`      // since the last verb was done; 0 while one runs
 }
 
 // who lists the sessions that are logged in, oldest first.
 func (s *server) who() []whoEntry {
 	var all []whoEntry
+	now := time.Now()
 	for _, c := range s.everySession() {
 		c.mu.Lock()
 		if c.user != nil {
-			doing := "idle"
-			if c.xfer != nil {
-				doing = fmt.Sprintf("%s %d bytes", c.about, c.xfer.moved.Load())
-			}
-			all = append(all, whoEntry{c.id, c.user.Name, c.proto, c.started.UTC().Format(time.RFC3339), doing, c.addrText()})
+			all = append(all, c.whoLocked(now))
 		}
 		c.mu.Unlock()
 	}
 	return all
+}
+
+// whoLocked is the session's line; s.mu is held.
+func (s *session) whoLocked(now time.Time) whoEntry {
+	e := whoEntry{ID: s.id, User: s.user.Name, Protocol: s.proto, Since: s.started.UTC().Format(time.RFC3339), Address: s.addrText(), Verb: s.verb}
+	if s.via.IsValid() {
+		e.Via = s.via.String()
+	}
+	switch x := s.xfer; {
+	case x != nil:
+		e.File, e.Command = x.file, x.command
+		e.Bytes, e.Size, e.Rate = x.moved.Load(), x.total.Load(), x.rate(now)
+		e.Doing = fmt.Sprintf("%s %d bytes", s.about, e.Bytes)
+	case s.verb != "":
+		e.Doing = s.verb
+	default:
+		e.Doing = "idle"
+		since := s.restedAt
+		if since.IsZero() {
+			since = s.started
+		}
+		e.Idle = int64(now.Sub(since) / time.Second)
+	}
+	return e
+}
+
+// mayKnow takes out of e what this session may not know of another: where it comes
+// from is the operator's, and what it works on its own user's too.
+func (s *session) mayKnow(e *whoEntry) {
+	if s.operator() {
+		return
+	}
+	e.Address, e.Via = "", ""
+	if e.User == s.user.Name {
+		return
+	}
+	if e.File != "" || e.Command != "" {
+		e.Doing = fmt.Sprintf("%s %d bytes", e.Verb, e.Bytes)
+	}
+	e.File, e.Command = "", ""
 }
 
 // everySession is all that there are now, oldest first.
@@ -292,9 +339,7 @@ func (s *session) doListen(q *request) error {
 func (s *session) doWho(*request) error {
 	return s.lines(func(w io.Writer) error {
 		for _, e := range s.srv.who() {
-			if !s.operator() {
-				e.Address = ""
-			}
+			s.mayKnow(&e)
 			if _, err := w.Write(append(encodeJSON(e), '\n')); err != nil {
 				return err
 			}

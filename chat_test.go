@@ -267,6 +267,47 @@ func TestWho(t *testing.T) {
 		t.Errorf("%q", all)
 	}
 
+	// What a session works on is the operator's to know, and its own user's.
+	bob := enter(b.dialReal(t, addr), "bob")
+	ann.frame(frameRequest, `{"do":"put","path":"secret/plan","size":3}`)
+	ann.wantFrame(frameAnswer, `{"code":550,*`)
+	ann.frame(frameRequest, `{"do":"put","path":"plan","size":8}`)
+	ann.wantFrame(frameAnswer, `{"code":150,*`)
+	ann.frame(frameData, "half")
+	waitUntil(t, "half to be there", func() bool { return who(op)[0].Bytes == 4 })
+	for name, c := range map[string]*frameClient{"the operator": op, "bob": bob} {
+		want := whoEntry{ID: 1, User: "ann", Protocol: "frames", Doing: "put 4 bytes", Verb: "put", Bytes: 4, Size: 8, Rate: 4}
+		if c == op {
+			want.Doing, want.File, want.Address = "put /plan 4 bytes", "/plan", "127.0.0.1"
+		}
+		got := who(c)[0]
+		got.Since = ""
+		if got.Rate = min(got.Rate, 4); got != want && got.Rate != 0 { // 0: the machine stood still for seconds
+			t.Errorf("%s is told %+v; want %+v", name, got, want)
+		}
+	}
+	for c, want := range map[*ftpClient]bool{line: true, b.dialReal(t, addr): false} {
+		if !want {
+			c.want("220 *")
+			c.cmd("USER bob", "331 *")
+			c.cmd("PASS secret", "230 *")
+		}
+		c.send("SITE WHO\r\n")
+		if _, all := c.reply(); strings.Contains(all, "plan") != want || !strings.Contains(all, "4 bytes") {
+			t.Errorf("SITE WHO tells %q; the name is to be there: %v", all, want)
+		}
+		if !want {
+			c.cmd("QUIT", "221 *")
+		}
+	}
+	ann.frame(frameData, "done")
+	ann.frame(frameEnd, "")
+	ann.wantFrame(frameAnswer, `{"code":226,*`)
+	if e := who(op)[0]; e.Doing != "idle" || e.Verb != "" || e.File != "" || e.Bytes != 0 {
+		t.Errorf("who is idle does %+v", e)
+	}
+	bob.do(`{"do":"quit"}`, 221, "")
+
 	// The operator's requests.
 	op.do(`{"do":"kick"}`, 501, "bad_request")
 	for _, id := range []uint64{who(op)[1].ID, 1 << 60} { // himself, and nobody

@@ -627,7 +627,7 @@ func (s *session) giveTerminal(q *request, j *job) *refusal {
 
 func (s *session) execFramed(j *job) error {
 	x := newTransfer(0, nil)
-	x.attended = true
+	x.attended, x.command = true, j.name
 	// While the command runs a client may stop reading for as long as it likes, and
 	// the command waits. Once it is to end, what is left of its output has a time.
 	soon := func(time.Time) error { return s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) }
@@ -795,6 +795,7 @@ func (s *session) siteEXEC(arg string) error {
 	}
 	j.program.Output = siteLimit(j.program.Output)
 	x := newTransfer(0, nil)
+	x.command = j.name
 	x.unblock = func(time.Time) error { return nil }
 	w := &replyWriter{s: s}
 	x.silence = w.probe

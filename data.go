@@ -437,6 +437,9 @@ type transfer struct {
 	silence  func()
 	attended bool         // the client has to stay: it sends, or a command runs for it
 	moved    atomic.Int64 // bytes of the file or listing so far
+	total    atomic.Int64 // how many it will be; 0: not known
+	file     string       // whose bytes they are, as its user names it; set before others see the transfer, as command is
+	command  string       // that runs
 	started  time.Time
 	limit    *rate.Limiter // nil: none
 	count    func(int64)   // told of every step while it happens; nil: nobody
@@ -445,6 +448,8 @@ type transfer struct {
 	why     error // set by cancel
 	closing bool
 	unblock func(time.Time) error // SetDeadline of whatever is waited for
+	marks   [2]mark               // the older first, at least rateStep apart
+	movedAt time.Time             // when last something did
 
 	stop chan struct{}
 	conn net.Conn // the bare connection
@@ -470,12 +475,60 @@ func (x *transfer) cancel(why error) {
 	}
 }
 
+const (
+	// rateStep is how far back at least the beginning of what rate tells lies: a step
+	// of a slow transfer takes about so long.
+	rateStep = time.Second
+	// rateStale is when nothing that moved before is called now.
+	rateStale = 3 * time.Second
+)
+
+// A mark is how far a transfer was at one moment.
+type mark struct {
+	at    time.Time
+	moved int64
+}
+
 // progress notes that n more bytes have moved.
 func (x *transfer) progress(n int64) {
-	x.moved.Add(n)
+	moved := x.moved.Add(n)
+	if n > 0 {
+		x.mu.Lock()
+		x.movedAt = time.Now()
+		x.mark(x.movedAt, moved)
+		x.mu.Unlock()
+	}
 	if x.count != nil {
 		x.count(n)
 	}
+}
+
+// mark remembers how far the transfer is, once in rateStep; x.mu is held.
+func (x *transfer) mark(now time.Time, moved int64) {
+	if now.Sub(x.marks[1].at) >= rateStep {
+		x.marks[0], x.marks[1] = x.marks[1], mark{now, moved}
+	}
+}
+
+// rate is how many bytes a second move now: since the latest mark that is rateStep
+// old, which is one to two seconds ago while anything moves. The transfer itself
+// leaves the marks as it goes, so that no goroutine is needed, and it does not matter
+// who asks, nor how often.
+func (x *transfer) rate(now time.Time) int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	moved := x.moved.Load()
+	from := mark{at: x.started}
+	for _, m := range x.marks {
+		if !m.at.IsZero() && now.Sub(m.at) >= rateStep {
+			from = m
+		}
+	}
+	if now.Sub(x.movedAt) > rateStale {
+		return 0
+	}
+	// Below a step a burst into empty buffers would pass for a speed.
+	return int64(float64(moved-from.moved) / max(now.Sub(from.at), rateStep).Seconds())
 }
 
 // cancelled returns what cancel was told, if it was called.

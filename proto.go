@@ -112,7 +112,9 @@ func (s *session) handle(line string) error {
 
 func (s *session) setVerb(verb string) {
 	s.mu.Lock()
-	s.verb = verb
+	if s.verb = verb; verb == "" {
+		s.restedAt = time.Now()
+	}
 	s.mu.Unlock()
 }
 

@@ -487,7 +487,7 @@ func (s *session) sumOf(alg int, p string, from int64, end func(size int64) int6
 			return hex.EncodeToString(sum), to, 0, nil
 		}
 	}
-	digits, aborts, err := s.digestOf(f, from, to, alg)
+	digits, aborts, err := s.digestOf(f, p, from, to, alg)
 	if err != nil {
 		return "", 0, aborts, err
 	}
@@ -502,9 +502,10 @@ func (s *session) sumOf(alg int, p string, from int64, end func(size int64) int6
 }
 
 // digestOf computes a digest of what lies in f, when there is a place for it.
-func (s *session) digestOf(f *os.File, from, to int64, alg int) (sum []byte, aborts int, err error) {
+func (s *session) digestOf(f *os.File, p string, from, to int64, alg int) (sum []byte, aborts int, err error) {
 	h := digests[alg].make()
 	x := newTransfer(0, nil)
+	x.file = p
 	s.flush()
 	aborts, err = s.watched(x, s.verb, func() error {
 		select {

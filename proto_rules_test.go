@@ -464,13 +464,34 @@ func TestRow13HandshakeThatStalls(t *testing.T) {
 	})
 }
 
+// who tells since when a session does nothing: since its last command was done, or
+// since it came, if it never gave one.
+func TestWhoIdle(t *testing.T) {
+	inBox(t, "limits.idle = \"1h\"\n", "", func(t *testing.T, b *ftpBox) {
+		c := b.dial(t).login()
+		idle := func(want int64) {
+			t.Helper()
+			if all := b.srv.who(); len(all) != 1 || all[0].Idle != want || all[0].Doing != "idle" {
+				t.Errorf("%+v; want idle for %d", all, want)
+			}
+		}
+		idle(0)
+		time.Sleep(90 * time.Second)
+		idle(90)
+		c.cmd("NOOP", "200 *")
+		time.Sleep(5 * time.Second)
+		idle(5)
+		c.cmd("QUIT", "221 *")
+	})
+}
+
 // --- our own bugs, and the system's limits ---
 
 func TestRow23PanicEndsOneSession(t *testing.T) {
 	for name, run := range map[string]func(*session, string) error{
 		"in a handler": func(*session, string) error { panic("secret inside") },
 		"in a transfer": func(s *session, _ string) error {
-			return s.download("/x", "Opening.", func(*transfer) error { panic("secret inside") })
+			return s.download("/x", 0, "Opening.", func(*transfer) error { panic("secret inside") })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

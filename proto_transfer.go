@@ -342,13 +342,15 @@ type transferFunc func(x *transfer) error
 
 // transfer runs one data connection from 150 to the moment before the final
 // reply: it opens it, announces it, encrypts it, moves the bytes, closes it.
-func (s *session) transfer(upload bool, opening string, move transferFunc) (x *transfer, aborts int, err error) {
+// p is what the bytes are of, and total how many they are, if that is known.
+func (s *session) transfer(upload bool, p string, total int64, opening string, move transferFunc) (x *transfer, aborts int, err error) {
 	cfg := s.srv.config()
 	if err := s.mayUseClearData(); err != nil {
 		return nil, 0, err
 	}
 	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
-	x.attended = upload
+	x.attended, x.file = upload, p
+	x.total.Store(total)
 	ended := false
 	defer func() {
 		if !ended { // a panic: run's recover ends the session, and this the data connection
@@ -454,17 +456,17 @@ func (s *session) cmdRETR(arg string) error {
 		return s.fail(&offsetError{have: e.size, want: from})
 	}
 	left := max(size-from, 0)
-	return s.download(p, fmt.Sprintf("Opening data connection (%d bytes).", left), func(x *transfer) error {
+	return s.download(p, left, fmt.Sprintf("Opening data connection (%d bytes).", left), func(x *transfer) error {
 		return x.send(f, from, left, coding{ascii: s.converting(), z: s.modeZ})
 	})
 }
 
 // download runs a transfer to the client, with its log line and metrics.
-func (s *session) download(p, opening string, move transferFunc) error {
+func (s *session) download(p string, total int64, opening string, move transferFunc) error {
 	m := s.srv.metrics
 	m.transferStarted("download")
 	started := time.Now()
-	x, aborts, err := s.transfer(false, opening, func(x *transfer) error {
+	x, aborts, err := s.transfer(false, p, total, opening, func(x *transfer) error {
 		x.count = m.bytes(s.user.Name, "download", s.proto).Add
 		return move(x)
 	})
@@ -613,10 +615,14 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	if cfg.Transfer.Digest == "always" {
 		sum = sha256.New()
 	}
+	total := int64(0)
+	if u.start == 0 { // else nobody knows whether ALLO means all or the rest
+		total = max(allo, 0)
+	}
 	m := s.srv.metrics
 	m.transferStarted("upload")
 	started := time.Now()
-	x, aborts, err := s.transfer(true, opening, func(x *transfer) error {
+	x, aborts, err := s.transfer(true, p, total, opening, func(x *transfer) error {
 		x.count = m.bytes(s.user.Name, "upload", s.proto).Add
 		if allo > 0 && s.jail.rotate {
 			if err := u.announced(allo); err != nil {

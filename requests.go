@@ -527,7 +527,7 @@ func (s *session) doStat(q *request) error {
 	}
 	if f, size, err := s.jail.openPartial(p); err == nil {
 		defer f.Close()
-		sum, _, err := s.digestOf(f, 0, size, 1)
+		sum, _, err := s.digestOf(f, p, 0, size, 1)
 		if err != nil {
 			return s.fail(err)
 		}
@@ -671,6 +671,7 @@ func (s *session) doRemove(q *request) error {
 			err = s.jail.remove(p)
 		case q.Recursive:
 			x := newTransfer(0, nil)
+			x.file = p
 			s.flush()
 			_, err = s.watched(x, s.verb, func() error { return s.removeTree(x, p, 0) })
 		default:

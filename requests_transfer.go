@@ -123,6 +123,8 @@ func (s *session) doPut(q *request) error {
 		started := time.Now()
 		in.u = u
 		in.x = s.framedTransfer(true, s.limiterFor(true))
+		in.x.file = p
+		in.x.total.Store(max(in.size-u.start, 0))
 		end := s.running(in.x, s.verb+" "+p)
 		defer in.release()
 		err = in.receive()
@@ -404,7 +406,7 @@ func (in *incoming) copy() error {
 	buf := (*bp)[:min(int64(f.left), in.x.chunk(copyBuffer))]
 	n := 0
 	var err error
-	for n < len(buf) && err == nil {
+	for began := time.Now(); n < len(buf) && err == nil && time.Since(began) < rateStep; {
 		if err = in.x.extend(); err != nil {
 			break
 		}
@@ -647,6 +649,8 @@ func (s *session) doGet(q *request) error {
 		s.answer(&getAnswer{answer{Code: codeDataOpening, Text: "Here it comes."}, e.size, e.mtime().UTC().Format(time.RFC3339Nano), modeText(e.mode), q.Offset, markedPartial(f)})
 		s.srv.metrics.transferStarted("download")
 		x := s.framedTransfer(false, s.limiterFor(false))
+		x.file = p
+		x.total.Store(n)
 		out := &outgoing{s: s, x: x, f: f, at: q.Offset, end: q.Offset + n}
 		var sum []byte
 		if n <= smallGet && x.limit == nil {

@@ -119,6 +119,7 @@ type session struct {
 
 	mu       sync.Mutex // guards what follows; never held while anything blocks
 	verb     string
+	restedAt time.Time // when the last verb was done; zero: there was none
 	xfer     *transfer
 	about    string // what the transfer is about, for STAT and WHO
 	aborts   int

@@ -33,8 +33,12 @@ import (
 
 const (
 	// sendChunk is how much one sendfile call is asked for at most: often
-	// enough for limits and progress, too seldom to cost anything.
+	// enough for limits and progress, too seldom to cost anything. The first are
+	// asked for sendFirst and no later one for more than goes in about rateStep, so
+	// that who sees slow downloads move too.
 	sendChunk = 8 << 20
+	sendFirst = 256 << 10
+	sendLeast = 16 << 10
 	// copyBuffer is for TLS and hashing copies; larger measured no faster. Plain
 	// uploads go over to splice after the first one: most files are smaller, and
 	// a splice costs a pipe.
@@ -132,13 +136,16 @@ func (x *transfer) send(f *os.File, offset, size int64, c coding) error {
 // sendfile moves left bytes by step, which is sendfile(2) on one kind of socket
 // or another.
 func (x *transfer) sendfile(step func(n int64) (int64, error), left int64) error {
+	most := int64(sendFirst)
 	for left > 0 {
 		if err := x.extend(); err != nil {
 			return err
 		}
-		n, err := step(x.chunk(min(left, sendChunk)))
+		began := time.Now()
+		n, err := step(x.chunk(min(left, most)))
 		x.progress(n)
 		left -= n
+		most = paced(most, time.Since(began), sendChunk)
 		if err != nil {
 			if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && x.cancelled() == nil {
 				continue // slow, not stalled
@@ -156,21 +163,36 @@ func (x *transfer) sendfile(step func(n int64) (int64, error), left int64) error
 	return nil
 }
 
+// paced is what the next step may move at most, when the last one of at most that
+// many bytes took so long.
+func paced(most int64, took time.Duration, top int64) int64 {
+	switch {
+	case took > rateStep:
+		return max(most/4, sendLeast)
+	case took < rateStep/4:
+		return min(2*most, top)
+	}
+	return most
+}
+
 func (x *transfer) sendCopy(f *os.File, left int64, c coding) error {
 	bp := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(bp)
 	w, finish := x.encoder(c)
+	most := int64(copyBuffer)
 	for left > 0 {
-		n, err := f.Read((*bp)[:x.chunk(min(left, copyBuffer))])
+		n, err := f.Read((*bp)[:x.chunk(min(left, most))])
 		if n > 0 {
 			if err := x.allow(int64(n)); err != nil {
 				return err
 			}
+			began := time.Now()
 			if _, err := w.Write((*bp)[:n]); err != nil {
 				return err
 			}
 			x.progress(int64(n))
 			left -= int64(n)
+			most = paced(most, time.Since(began), copyBuffer)
 		}
 		if err == io.EOF && left > 0 {
 			return errChanged
@@ -391,7 +413,7 @@ func (x *transfer) fill(u *upload, buf []byte) (end bool, err error) {
 	if err := x.extend(); err != nil {
 		return false, err
 	}
-	for n < len(buf) && err == nil {
+	for began := time.Now(); n < len(buf) && err == nil && time.Since(began) < rateStep; {
 		var m int
 		m, err = x.conn.Read(buf[n:])
 		n += m
@@ -437,7 +459,8 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 		most := int(x.chunk(copyBuffer))
 		n := 0
 		var err error
-		for n <= most-2 && err == nil { // lfReader wants room for two
+		began := time.Now()
+		for n <= most-2 && err == nil && time.Since(began) < rateStep { // lfReader wants room for two
 			var m int
 			m, err = r.Read(buf[n:most])
 			n += m

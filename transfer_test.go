@@ -1786,3 +1786,53 @@ func BenchmarkAppendLIST(b *testing.B) {
 		})
 	}
 }
+
+// The rate of a transfer is that of the last second or two, whoever asks and however
+// often: not the average since it began, nor what once was.
+func TestTransferRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTransfer(time.Minute, nil)
+		want := func(low, high int64) {
+			t.Helper()
+			if r := x.rate(time.Now()); r < low || r > high {
+				t.Errorf("after %v: %d bytes a second; want %d to %d", time.Since(x.started), r, low, high)
+			}
+		}
+		move := func(perSecond int64, d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Second / 10) {
+				x.progress(perSecond / 10)
+			}
+		}
+		want(0, 0)
+		x.progress(1000) // a burst at once is no speed of gigabytes
+		want(1000, 1000)
+		move(1000, 10*time.Second)
+		want(890, 1100)
+		move(100000, 3*time.Second)
+		want(89000, 101000) // not 24,000, the average
+		move(1000, 3*time.Second)
+		want(890, 1100)
+		time.Sleep(rateStale + time.Second)
+		want(0, 0)
+		move(1000, 3*time.Second)
+		want(890, 1100)
+	})
+}
+
+// A step of a slow download takes about as long as who looks back, and a fast one is
+// asked for in few.
+func TestPaced(t *testing.T) {
+	most, steps := int64(sendFirst), 0
+	for ; most < sendChunk; steps++ {
+		most = paced(most, time.Millisecond, sendChunk)
+	}
+	if steps != 5 || paced(most, time.Millisecond, sendChunk) != sendChunk || paced(most, time.Second/2, sendChunk) != sendChunk {
+		t.Errorf("%d steps to %d", steps, most)
+	}
+	for range 10 {
+		most = paced(most, 2*time.Second, sendChunk)
+	}
+	if most != sendLeast {
+		t.Errorf("a slow one takes %d", most)
+	}
+}
