@@ -65,6 +65,7 @@ type config struct {
 	Listen   listenConfig             `toml:"listen"`
 	TLS      tlsConfig                `toml:"tls"`
 	Passive  passiveConfig            `toml:"passive"`
+	Profiles profilesConfig           `toml:"profiles"`
 	Limits   limitsConfig             `toml:"limits"`
 	Transfer transferConfig           `toml:"transfer"`
 	Exec     execConfig               `toml:"exec"`
@@ -126,6 +127,17 @@ type passiveConfig struct {
 type passiveFor struct {
 	Network network `toml:"network"`
 	Address string  `toml:"address"`
+}
+
+// profilesConfig is [profiles]. Of the entries that fit, the longest network counts.
+type profilesConfig struct {
+	For []profileFor `toml:"for"`
+}
+
+// profileFor is one [[profiles.for]]: the profile of users who come from a network.
+type profileFor struct {
+	Network network `toml:"network"`
+	Profile string  `toml:"profile"`
 }
 
 // limitsConfig is [limits]. Ban 0 bans nobody and Idle 0 never ends an idle
@@ -343,6 +355,7 @@ func (c configChecker) config(cfg *config) {
 	c.listen(&cfg.Listen)
 	c.tls(&cfg.TLS)
 	c.passive(&cfg.Passive)
+	c.profiles(&cfg.Profiles)
 	c.limits(&cfg.Limits)
 	c.oneOf("transfer.digest", cfg.Transfer.Digest, "on-demand", "always")
 	if path, ok := strings.CutPrefix(cfg.Exec.Runner, commandRunnerScheme); ok {
@@ -568,20 +581,40 @@ func (c configChecker) passive(p *passiveConfig) {
 	for i, f := range p.For {
 		key := fmt.Sprintf("passive.for[%d]", i)
 		misspelt := c.errs.has(key)
-		switch first, twice := seen[f.Network.Prefix]; {
-		case !f.Network.IsValid():
-			if !c.partial && !misspelt {
-				c.bad(key+".network", `missing; write network = "10.0.0.0/8"`)
-			}
-		case twice:
-			c.bad(key+".network", "%v is in passive.for[%d] already; keep one of the two", f.Network, first)
-		default:
-			seen[f.Network.Prefix] = i
-		}
+		c.eachNetwork("passive.for", i, f.Network, seen)
 		if f.Address != "" {
 			c.reachable(key+".address", f.Address)
 		} else if !c.partial && !misspelt {
 			c.bad(key+".address", `missing; write address = "192.0.2.1", what PASV tells these clients`)
+		}
+	}
+}
+
+// eachNetwork checks the network of one of the tables of a list, in which each counts once.
+func (c configChecker) eachNetwork(list string, i int, n network, seen map[netip.Prefix]int) {
+	key := fmt.Sprintf("%s[%d]", list, i)
+	switch first, twice := seen[n.Prefix]; {
+	case !n.IsValid():
+		if !c.partial && !c.errs.has(key) {
+			c.bad(key+".network", `missing; write network = "10.0.0.0/8"`)
+		}
+	case twice:
+		c.bad(key+".network", "%v is in %s[%d] already; keep one of the two", n, list, first)
+	default:
+		seen[n.Prefix] = i
+	}
+}
+
+func (c configChecker) profiles(p *profilesConfig) {
+	seen := map[netip.Prefix]int{}
+	for i, f := range p.For {
+		key := fmt.Sprintf("profiles.for[%d]", i)
+		misspelt := c.errs.has(key)
+		c.eachNetwork("profiles.for", i, f.Network, seen)
+		if problem := checkProfile(f.Profile); f.Profile != "" && problem != "" {
+			c.bad(key+".profile", "%s", problem)
+		} else if f.Profile == "" && !c.partial && !misspelt {
+			c.bad(key+".profile", `missing; write profile = "camera"`)
 		}
 	}
 }

@@ -164,6 +164,7 @@ func TestConfigManPageDefaults(t *testing.T) {
 	}
 	parseUser := func(text string) (string, configErrors) {
 		u, errs := parseUserFile(configManFile, "ann", []byte(text), "/users", "/state")
+		u.own = 0 // that a key is there is all the difference
 		return fmt.Sprintf("%+v", *u), errs
 	}
 	for name, k := range configManKeys(t) {
@@ -178,6 +179,9 @@ func TestConfigManPageDefaults(t *testing.T) {
 		case "[commands.NAME]":
 			key = "commands.x." + k.key
 			others["run"] = `commands.x.run = ["/bin/true"]`
+		case "[[profiles.for]]":
+			base, key = "[[profiles.for]]\n", k.key
+			others["network"], others["profile"] = `network = "10.0.0.0/8"`, `profile = "camera"`
 		case "[[passive.for]]":
 			base, key = "[[passive.for]]\n", k.key
 			others["network"], others["address"] = `network = "10.0.0.0/8"`, `address = "10.0.0.1"`

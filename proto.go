@@ -45,6 +45,8 @@ type command struct {
 	keep    bool       // leaves REST and RANG as they are
 	onBox   bool       // for the operator through the local socket alone, whoever is logged in
 	noLogin bool       // the operator needs no login for it
+	off     quirk      // with any of these quirks it does not exist
+	only    quirk      // and only with this one it does
 	syntax  string     // for HELP, behind the verb
 	help    string
 	feat    func(*session) string // its line in FEAT; "" for none
@@ -78,7 +80,7 @@ func (s *session) handle(line string) error {
 		code, _, text = s.mayNot(true, 0, false, c.verb, arg)
 	}
 	switch {
-	case c.run == nil:
+	case c.run == nil || s.lacks(c):
 		s.reply(codeNotDone, c.verb+" is not available here; HELP lists what is.")
 	case code != 0:
 		s.reply(code, text)
@@ -126,8 +128,14 @@ func (s *session) idleDeadline() time.Time {
 	if s.user == nil {
 		return s.started.Add(l.LoginTimeout.std())
 	}
+	if l.Idle == 0 || s.has(quirkKeepOpen) {
+		return time.Now().Add(neverIdle)
+	}
 	return time.Now().Add(l.Idle.std())
 }
+
+// neverIdle is for how long a session may be idle that may be so for ever.
+const neverIdle = 10 * 365 * 24 * time.Hour
 
 // refused logs what a user was not allowed to do.
 func (s *session) refused(verb, arg string) {
@@ -217,6 +225,8 @@ func (s *session) cmdUSER(name string) error {
 		return s.enter(u, "local", codeLoggedIn)
 	}
 	if s.clearRefused(u) {
+		s.srv.log.Info("refused", "session", s.id, "user", logName(name), "addr", s.addrText(), "verb", "USER", "result", "clear text",
+			"advice", clearAdvice)
 		s.reply(codeNotLoggedIn, "Passwords are not accepted in clear text from there; use AUTH TLS first.")
 		return nil
 	}
@@ -232,22 +242,17 @@ func (s *session) fingerprint() string {
 	return ""
 }
 
+// clearAdvice is for whoever reads in the log that a device was refused.
+const clearAdvice = "a device that cannot do TLS needs tls = \"optional\" or profile = \"camera\" for its user, or for its network in [[profiles.for]]"
+
 // clearRefused tells whether a password for u must not cross this connection.
-// An unknown user is as strict as can be, or this would tell who exists.
+// An unknown user is one whose file says nothing, or this would tell who exists.
 func (s *session) clearRefused(u *user) bool {
 	if s.tls != nil || !s.peer.IsValid() {
 		return false
 	}
-	if u != nil && u.TLS == "optional" {
-		return false
-	}
-	switch s.srv.config().TLS.Require {
-	case "none":
-		return false
-	case "always":
-		return true
-	}
-	return !s.nearby()
+	yes, _ := clearTaken(s.under(u), s.srv.config().TLS.Require, s.nearby())
+	return !yes
 }
 
 func (s *session) cmdPASS(password string) error {
@@ -326,7 +331,8 @@ func unitHint(err error) error {
 
 // login opens the user's files and counts the session as his. Where that cannot be,
 // the client has been told why; the error is nil unless the session is over.
-func (s *session) login(u *user, method string) (ok bool, err error) {
+func (s *session) login(base *user, method string) (ok bool, err error) {
+	u := s.under(base)
 	acc, err := s.srv.enter(u)
 	if err != nil {
 		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "too many sessions")
@@ -345,7 +351,7 @@ func (s *session) login(u *user, method string) (ok bool, err error) {
 		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "error", unitHint(err))
 	}
 	s.mu.Lock()
-	s.user, s.account, s.jail, s.method, s.asked = u, acc, j, method, ""
+	s.user, s.base, s.account, s.jail, s.method, s.asked = u, base, acc, j, method, ""
 	s.cwd, s.renameFrom = "/", ""
 	s.reloads = s.srv.reloads.Load() // what is in his file from here on waits for the next one
 	s.mu.Unlock()
@@ -367,11 +373,12 @@ func (s *session) follow() error {
 		return nil
 	}
 	s.reloads = now
-	u := s.srv.users.get(s.user.Name)
-	if u == s.user {
-		return nil
+	base := s.srv.users.get(s.user.Name)
+	u := s.under(base)
+	if base == s.base && sameUser(*u, *s.user) {
+		return nil // the profile of his network neither
 	}
-	if u == nil || !s.srv.auth.allowed(u, s.peer) || s.method != "local" && s.tls == nil && s.clearRefused(u) {
+	if base == nil || !s.srv.auth.allowed(u, s.peer) || s.method != "local" && s.tls == nil && s.clearRefused(base) {
 		s.replyReason(codeClosing, "account", "The operator has changed your account; log in again, if you still may.")
 		s.flush()
 		return errAccount
@@ -391,7 +398,7 @@ func (s *session) follow() error {
 	s.srv.limits(s.account, u)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.user, s.jail = u, j
+	s.user, s.base, s.jail = u, base, j
 	if was.home != is.home {
 		s.cwd, s.renameFrom = "/", ""
 	}
@@ -409,7 +416,7 @@ func (s *session) logout() {
 		s.srv.keys.login(s.tls, "")
 	}
 	s.mu.Lock()
-	s.user, s.account, s.jail = nil, nil, nil
+	s.user, s.base, s.account, s.jail = nil, nil, nil, nil
 	s.started = time.Now() // who was logged in has the login time anew; a stranger never
 	s.mu.Unlock()
 }
@@ -491,7 +498,7 @@ func (s *session) cmdHELP(arg string) error {
 	row := ""
 	for i := range commands {
 		c := &commands[i]
-		if c.run == nil {
+		if c.run == nil || s.lacks(c) {
 			continue
 		}
 		row += fmt.Sprintf("%-8s", c.verb)
@@ -510,7 +517,7 @@ func (s *session) cmdHELP(arg string) error {
 func (s *session) cmdFEAT(string) error {
 	var lines []string
 	for i := range commands {
-		if f := commands[i].feat; f != nil && commands[i].run != nil {
+		if f := commands[i].feat; f != nil && commands[i].run != nil && !s.lacks(&commands[i]) {
 			if line := f(s); line != "" {
 				lines = append(lines, strings.Split(line, "\n")...)
 			}
@@ -579,7 +586,11 @@ func (s *session) startTLS(implicit bool) error {
 	s.shake(false)
 	if err != nil {
 		s.srv.keys.end(id)
-		s.srv.log.Info("refused", "session", s.id, "addr", s.addrText(), "verb", "AUTH", "result", "TLS handshake", "error", err)
+		attrs := []any{"session", s.id, "addr", s.addrText(), "verb", "AUTH", "result", "TLS handshake", "error", err}
+		if oldTLS(err) {
+			attrs = append(attrs, "advice", "it offers TLS 1.1 or older, which nobody may use any more (RFC 8996): update its firmware, or set it to plain FTP; "+clearAdvice)
+		}
+		s.srv.log.Info("refused", attrs...)
 		return err
 	}
 	s.mu.Lock()
@@ -588,6 +599,12 @@ func (s *session) startTLS(implicit bool) error {
 	s.private = implicit
 	s.pbsz = implicit
 	return nil
+}
+
+// oldTLS tells whether a handshake failed because the client knows no version that is
+// spoken here. crypto/tls has no value for it; a test holds its words.
+func oldTLS(err error) bool {
+	return err != nil && strings.HasPrefix(err.Error(), "tls: client offered only unsupported versions")
 }
 
 func (s *session) cmdPBSZ(arg string) error {

@@ -67,9 +67,9 @@ func init() {
 		{verb: "STRU", arg: argRequired, keep: true, syntax: "F", help: "set the file structure", run: (*session).cmdSTRU},
 		{verb: "MODE", arg: argRequired, keep: true, syntax: "S|Z", help: "set the transfer mode", feat: when((*session).zAllowed, "MODE Z"), run: (*session).cmdMODE},
 		{verb: "PASV", arg: argNone, login: true, keep: true, help: "have the server listen for the data connection", feat: when(overTCP, "PASV"), run: (*session).cmdPASV},
-		{verb: "EPSV", login: true, keep: true, syntax: "[1|2|ALL]", help: "the same for IPv4 and IPv6", feat: when(overTCP, "EPSV"), run: (*session).cmdEPSV},
-		{verb: "PORT", arg: argRequired, login: true, keep: true, syntax: "h1,h2,h3,h4,p1,p2", help: "have the server connect for data", run: (*session).cmdPORT},
-		{verb: "EPRT", arg: argRequired, login: true, keep: true, syntax: "|1|ADDRESS|PORT|", help: "the same for IPv4 and IPv6", feat: when(overTCP, "EPRT"), run: (*session).cmdEPRT},
+		{verb: "EPSV", login: true, keep: true, off: quirkNoEPSV, syntax: "[1|2|ALL]", help: "the same for IPv4 and IPv6", feat: when(overTCP, "EPSV"), run: (*session).cmdEPSV},
+		{verb: "PORT", arg: argRequired, login: true, keep: true, off: quirkNoActive, syntax: "h1,h2,h3,h4,p1,p2", help: "have the server connect for data", run: (*session).cmdPORT},
+		{verb: "EPRT", arg: argRequired, login: true, keep: true, off: quirkNoEPSV | quirkNoActive, syntax: "|1|ADDRESS|PORT|", help: "the same for IPv4 and IPv6", feat: when(overTCP, "EPRT"), run: (*session).cmdEPRT},
 		{verb: "REST", arg: argRequired, login: true, keep: true, syntax: "OFFSET", help: "begin the next transfer there", feat: fixed("REST STREAM"), run: (*session).cmdREST},
 		{verb: "RANG", arg: argRequired, login: true, keep: true, syntax: "FIRST LAST", help: "send or digest only these bytes", feat: fixed("RANG STREAM"), run: (*session).cmdRANG},
 		{verb: "ALLO", login: true, keep: true, syntax: "BYTES", help: "announce an upload's size", run: (*session).cmdALLO},
@@ -123,6 +123,7 @@ func init() {
 		{verb: "HELP", help: "list SITE commands", run: (*session).siteHELP},
 		{verb: "CHMOD", arg: argRequired, login: true, perm: permWrite, syntax: "MODE PATH", help: "set permission bits", run: (*session).siteCHMOD},
 		{verb: "UTIME", arg: argRequired, login: true, perm: permWrite, syntax: "YYYYMMDDHHMMSS FILE", help: "set the time of change", run: (*session).siteUTIME},
+		{verb: "UMASK", only: quirkSiteUmask, syntax: "[MODE]", help: "is accepted and means nothing", run: (*session).siteUMASK},
 		{verb: "QUOTA", login: true, help: "tell how much is used and left", run: (*session).siteQUOTA},
 		{verb: "SCAN", arg: argRequired, onBox: true, syntax: "USER", help: "count a user's files anew", run: (*session).siteSCAN},
 		{verb: "EXEC", arg: argRequired, login: true, syntax: "NAME [ARGUMENTS]", help: "run a command", run: (*session).siteEXEC},
@@ -135,7 +136,15 @@ func init() {
 }
 
 // path is what a client's path means in this session.
-func (s *session) path(name string) (string, error) { return cleanPath(s.cwd, name) }
+func (s *session) path(name string) (string, error) { return cleanPath(s.cwd, s.slashed(name)) }
+
+// slashed is a path as the client meant it.
+func (s *session) slashed(name string) string {
+	if strings.IndexByte(name, '\\') >= 0 && s.has(quirkBackslash) {
+		return strings.ReplaceAll(name, `\`, "/")
+	}
+	return name
+}
 
 // --- directories and names ---
 
@@ -166,6 +175,10 @@ func (s *session) cmdMKD(arg string) error {
 	p, err := s.path(arg)
 	if err == nil {
 		err = s.jail.mkdir(p)
+	}
+	if errors.Is(err, errExists) && s.has(quirkMkdExists) && s.jail.isDir(p) == nil {
+		s.reply(codePath, quoted(p)+" is there already.")
+		return nil
 	}
 	if err != nil {
 		return s.noChange(p, err)
@@ -527,7 +540,7 @@ func (s *session) digestOf(f *os.File, p string, from, to int64, alg int) (sum [
 func (s *session) cmdSITE(arg string) error {
 	verb, rest, _ := strings.Cut(strings.TrimLeft(arg, " "), " ")
 	c := siteIndex[upperASCII(verb)]
-	if c == nil {
+	if c == nil || s.lacks(c) {
 		s.reply(codeBadParameter, "SITE HELP lists what is known.")
 		return nil
 	}
@@ -548,12 +561,18 @@ func (s *session) siteHELP(string) error {
 	var lines []string
 	for i := range siteCommands {
 		c := &siteCommands[i]
-		if c.onBox && !s.operator() {
+		if c.onBox && !s.operator() || s.lacks(c) {
 			continue
 		}
 		lines = append(lines, strings.TrimRight(fmt.Sprintf("%-28s %s", strings.TrimRight(c.verb+" "+c.syntax, " "), c.help), " "))
 	}
 	s.replyLines(codeHelp, "These SITE commands are known here:", lines, "End")
+	return nil
+}
+
+// siteUMASK is for who must hear 200; the modes of files are the daemon's umask's.
+func (s *session) siteUMASK(string) error {
+	s.reply(codeOK, "Noted.")
 	return nil
 }
 

@@ -39,7 +39,7 @@ func (s *session) parseList(arg string) listRequest {
 		r.long = r.long || strings.Contains(word, "l")
 		arg = rest
 	}
-	r.path = arg
+	r.path = s.slashed(arg)
 	return r
 }
 

@@ -1216,6 +1216,7 @@ var matrixRows = map[string]matrixRow{
 	"SITE HELP": {"", "214-*"}, "SITE CHMOD": {"600 a", "200 *"}, "SITE UTIME": {"20010203040506 a", "200 *"},
 	"SITE QUOTA": {"", "211-*"}, "SITE WHO": {"", "211-*"}, "SITE EXEC": {"uptime", "550 This account has no command *"}, // TestCommands has those who have
 	"SITE SAY": {"hi", "200 *"}, "SITE SCAN": {"ann", "550 Only root *"}, // TestUserScan has the operator
+	"SITE UMASK": {"022", "504 *"}, // TestEachQuirkActsOnlyWhereItIsSet has who may
 }
 
 // TestPermissionMatrix runs every row of the real tables as nobody, as a user without

@@ -128,6 +128,10 @@ func (s *session) cmdRANG(arg string) error {
 // cmdALLO notes the size of the next upload, which then is not finished with
 // less (contract section 5). "ALLO n R m" has a record size as well.
 func (s *session) cmdALLO(arg string) error {
+	if s.has(quirkIgnoreALLO) {
+		s.reply(codeOK, "OK.")
+		return nil
+	}
 	first, _, _ := strings.Cut(strings.Trim(arg, " "), " ")
 	n, ok := parseOffset(first)
 	if !ok || first == "" {
@@ -349,7 +353,7 @@ func (s *session) transfer(upload bool, p string, total int64, opening string, m
 		return nil, 0, err
 	}
 	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
-	x.attended, x.file = upload, p
+	x.attended, x.file = upload && !s.has(quirkHangUp), p
 	x.total.Store(total)
 	ended := false
 	defer func() {
@@ -403,16 +407,11 @@ var errClearData = errors.New("this user's data must be private")
 // mayUseClearData refuses PROT C where a password would be refused in clear:
 // a user's files deserve no less than his password.
 func (s *session) mayUseClearData() error {
-	if s.private || s.tls == nil || s.user.TLS == "optional" {
+	if s.private || s.tls == nil {
 		return nil
 	}
-	switch s.srv.config().TLS.Require {
-	case "none":
+	if yes, _ := clearTaken(s.user, s.srv.config().TLS.Require, s.nearby()); yes {
 		return nil
-	case "remote":
-		if s.peer.IsLoopback() {
-			return nil
-		}
 	}
 	return errClearData
 }
@@ -648,7 +647,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 		}
 		return err
 	})
-	if err == nil && !s.controlAlive() {
+	if err == nil && !s.has(quirkHangUp) && !s.controlAlive() {
 		err = errControlGone
 	}
 	if err == nil && allo >= 0 && u.size-u.start < allo && u.size < allo {

@@ -695,15 +695,18 @@ func (s *server) leave(a *account) {
 	}
 }
 
+// rule is the entry of For that holds for an address; -1: none.
+func (c *passiveConfig) rule(a netip.Addr) int {
+	return longestNetwork(len(c.For), func(i int) network { return c.For[i].Network }, a)
+}
+
 // passiveAddress is what PASV tells this client: the rule of his network, the
 // longest if many fit, the address for all, or the control connection's own.
 func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
 	cfg := s.config().Passive
-	tell, longest := cfg.Address, -1
-	for _, rule := range cfg.For {
-		if bits := rule.Network.Bits(); rule.Network.contains(peer) && bits > longest {
-			tell, longest = rule.Address, bits
-		}
+	tell := cfg.Address
+	if i := cfg.rule(peer); i >= 0 {
+		tell = cfg.For[i].Address
 	}
 	if tell == "" {
 		return local, nil

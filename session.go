@@ -72,7 +72,8 @@ type session struct {
 	started time.Time
 
 	// login
-	user     *user
+	user     *user // as he is here, see under
+	base     *user // as the registry has him
 	account  *account
 	jail     *jail
 	asked    string // what USER said

@@ -50,7 +50,7 @@ Example:
 
 // userKeys is the order of the keys in a new file: the contract's.
 var userKeys = []string{"password", "certificates", "home", "quota", "quota_bytes", "quota_files", "permissions",
-	"commands", "shell", "shell_path", "tls", "allow_from", "sessions", "download_rate", "upload_rate", "when_full", "expire", "uid",
+	"commands", "shell", "shell_path", "profile", "tls", "quirks", "allow_from", "sessions", "download_rate", "upload_rate", "when_full", "expire", "uid",
 	"shares", "on_upload", "disabled"}
 
 // userVerb is one word after berth user.
@@ -165,7 +165,9 @@ var userFlags = []userFlag{
 	{"permissions", "LIST", "permissions", "of " + permAll.String(), userPermissions},
 	{"commands", "LIST", "commands", "named commands he may run", userList},
 	{"shell-path", "PATH", "shell_path", `what runs his command lines; "" for /bin/sh`, userString},
-	{"tls", "WORD", "tls", "required, or optional for a device that cannot do TLS", userString},
+	{"profile", "NAME", "profile", `camera, scanner or strict: sets the keys that the file does not; "" for none`, userString},
+	{"tls", "WORD", "tls", `required; optional for a device that cannot do TLS; always, also on this machine; "" for the default`, userString},
+	{"quirks", "LIST", "quirks", `deviations that a device needs, of ` + strings.Join((quirk(1)<<len(quirkTable)-1).names(), ", ") + `; these alone, also with a profile`, userQuirks},
 	{"allow-from", "LIST", "allow_from", `networks he may come from, as 10.0.0.0/8; "" for all`, userNetworks},
 	{"sessions", "N", "sessions", "sessions at once", userNumber},
 	{"download-rate", "SIZE", "download_rate", "bytes a second, as 500kB; 0 for no limit", func(word string) (string, error) { return userScalar(word, new(byteSize)) }},
@@ -223,6 +225,17 @@ func userPermissions(word string) (string, error) {
 	for item := range strings.SplitSeq(word, ",") {
 		if item = strings.TrimSpace(item); item != "" {
 			if _, err := parsePermission(item); err != nil {
+				return "", err
+			}
+		}
+	}
+	return userList(word)
+}
+
+func userQuirks(word string) (string, error) {
+	for item := range strings.SplitSeq(word, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			if _, err := parseQuirk(item); err != nil {
 				return "", err
 			}
 		}
@@ -696,18 +709,29 @@ func (c *userCommand) show() error {
 		return errs
 	}
 	settings := u.settings()
+	at := positionsOf(trimBOM(data))
+	from := map[string]string{}
+	for _, s := range settings {
+		_, own := at[s.key]
+		from[s.key] = u.origin(s.key, own)
+	}
 	if c.json {
-		object := map[string]any{"name": u.Name}
+		object := map[string]any{"name": u.Name, "from": from}
 		for _, s := range settings {
 			object[s.key] = s.value
 		}
 		return c.printJSON(object)
 	}
-	fmt.Fprintf(c.stdout, "# %s\n", c.users.path(c.name))
+	fmt.Fprintf(c.stdout, "# %s; what is not in it says where it is from\n", c.users.path(c.name))
 	for _, s := range settings {
-		if s.toml != "" {
-			fmt.Fprintf(c.stdout, "%-13s = %s\n", s.key, s.toml)
+		if s.toml == "" {
+			continue
 		}
+		where := ""
+		if from[s.key] != "file" {
+			where = "  # " + from[s.key]
+		}
+		fmt.Fprintf(c.stdout, "%-13s = %s%s\n", s.key, s.toml, where)
 	}
 	return nil
 }
@@ -744,6 +768,10 @@ func (u *user) settings() []userSetting {
 	for name, s := range u.Shares {
 		shares[name] = map[string]any{"path": s.Path, "write": s.Write}
 	}
+	profile := userSetting{"profile", "", nil}
+	if u.Profile != "" {
+		profile = text("profile", u.Profile)
+	}
 	quota := userSetting{"quota", "", nil}
 	if u.Quota != "" {
 		quota = text("quota", u.Quota)
@@ -751,7 +779,8 @@ func (u *user) settings() []userSetting {
 	return []userSetting{
 		text("password", scheme), list("certificates", u.Certificates), text("home", u.Home), quota,
 		size("quota_bytes", u.QuotaBytes), number("quota_files", u.QuotaFiles), list("permissions", u.Permissions.names()),
-		list("commands", u.Commands), truth("shell", u.Shell), text("shell_path", u.ShellPath), text("tls", u.TLS), list("allow_from", networks),
+		list("commands", u.Commands), truth("shell", u.Shell), text("shell_path", u.ShellPath), profile, text("tls", u.TLS),
+		list("quirks", u.Quirks.names()), list("allow_from", networks),
 		number("sessions", int64(u.Sessions)), size("download_rate", u.DownloadRate), size("upload_rate", u.UploadRate),
 		text("when_full", u.WhenFull), text("expire", u.Expire.String()), uid,
 		{"shares", tomlShares(u.Shares), shares}, text("on_upload", u.OnUpload), truth("disabled", u.Disabled),

@@ -120,7 +120,7 @@ bob   %s  500MiB  -      read,write,delete,list,rename,mkdir  required  enabled
 		t.Errorf("list --json: %v, %+v", err, list)
 	}
 	show := b.ok("", "show ann")
-	for _, line := range []string{`password      = "argon2id"`, `permissions   = []`, `sessions      = 3`, `expire        = "30d"`, `shares        = { in = { path = "/srv/in", write = true } }`} {
+	for _, line := range []string{`password      = "argon2id"`, `permissions   = []`, `sessions      = 3`, `when_full     = "rotate"`, `commands      = ["up", "snap"]`, `shell_path    = ""  # default`, `expire        = "30d"`, `shares        = { in = { path = "/srv/in", write = true } }`} {
 		if !strings.Contains(show, line+"\n") {
 			t.Errorf("show: no %q in\n%s", line, show)
 		}
@@ -183,7 +183,7 @@ func TestUserRefusals(t *testing.T) {
 		{"add bob --share public", "", 2, "--share: "},
 		{"add bob --share ../x=/srv", "", 2, "cannot be the name of a share"},
 		{"add bob --shell=perhaps", "", 2, "--shell: "},
-		{"add bob --no-password --tls maybe", "", 1, `tls: "maybe" is not known; write "required" or "optional"`},
+		{"add bob --no-password --tls maybe", "", 1, `tls: "maybe" is not known; write "required", "optional" or "always"`},
 		{"add bob --no-password --home srv", "", 1, `home: "srv" is not absolute`},
 		{"add bob --no-password --home /", "", 1, "which is berth's own"},
 		{"add bob --no-password --uid 5", "", 1, `uid: 5 is the uid of user "ann" already`},

@@ -117,7 +117,9 @@ type user struct {
 	Commands     []string               `toml:"commands"`
 	Shell        bool                   `toml:"shell"`
 	ShellPath    string                 `toml:"shell_path"` // absolute; "": /bin/sh
-	TLS          string                 `toml:"tls"`        // "required" or "optional"
+	Profile      string                 `toml:"profile"`    // "", or one of presets
+	TLS          string                 `toml:"tls"`        // "required", "optional" or "always"
+	Quirks       quirk                  `toml:"-"`
 	AllowFrom    []network              `toml:"allow_from"`
 	Sessions     int                    `toml:"sessions"`
 	DownloadRate byteSize               `toml:"download_rate"` // a second; 0 is no limit
@@ -130,6 +132,11 @@ type user struct {
 	Disabled     bool                   `toml:"disabled"`
 
 	hash *passwordHash // nil: no password logs in
+
+	// Where the values are from: which keys the file sets itself, and which its profile.
+	// network and networkProfile are of the copy that a session has, see profile.go.
+	own, preset, network keySet
+	networkProfile       string
 }
 
 // shareConfig is a directory outside the home that shows as /NAME.
@@ -141,7 +148,8 @@ type shareConfig struct {
 // userFile is user with what TOML writes differently.
 type userFile struct {
 	user
-	Words []string `toml:"permissions"`
+	Words      []string `toml:"permissions"`
+	QuirkWords []string `toml:"quirks"`
 }
 
 // can tells whether u has all rights of p.
@@ -203,8 +211,8 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 		}
 	}
 	oneOf := func(key, value string, known ...string) {
-		if !slices.Contains(known, value) {
-			bad(key, "%s is not known; write %q or %q", configQuote(value), known[0], known[1])
+		if last := len(known) - 1; !slices.Contains(known, value) {
+			bad(key, `%s is not known; write "%s" or %q`, configQuote(value), strings.Join(known[:last], `", "`), known[last])
 		}
 	}
 
@@ -252,7 +260,14 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 	if u.ShellPath != "" && (!filepath.IsAbs(u.ShellPath) || strings.ContainsRune(u.ShellPath, 0)) {
 		bad("shell_path", `%s is not the absolute path of a shell; write one like "/bin/bash"`, configQuote(u.ShellPath))
 	}
-	oneOf("tls", u.TLS, "required", "optional")
+	for i, word := range f.QuirkWords {
+		q, err := parseQuirk(word)
+		if err != nil {
+			bad(fmt.Sprintf("quirks[%d]", i), "%v", err)
+		}
+		u.Quirks |= q
+	}
+	oneOf("tls", u.TLS, "required", "optional", "always")
 	if u.Sessions < 1 {
 		bad("sessions", "%d is below 1; write how many at once, or disabled = true to keep the user out", u.Sessions)
 	}
@@ -269,6 +284,17 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 		}
 		c.Path = checkUserDir(c.Path, usersDir, stateDir, func(problem string) { bad(key+".path", "%s", problem) })
 		u.Shares[share] = c
+	}
+	at := positionsOf(trimBOM(data))
+	for i, key := range presetKeys {
+		if _, ok := at[key]; ok {
+			u.own |= 1 << i
+		}
+	}
+	if p := findPreset(u.Profile); p != nil {
+		u.preset = u.fill(p, ^u.own)
+	} else if u.Profile != "" {
+		bad("profile", "%s", checkProfile(u.Profile))
 	}
 	sort.SliceStable(errs, func(i, j int) bool { return errs[i].Line < errs[j].Line })
 	return u, errs

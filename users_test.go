@@ -107,9 +107,9 @@ func TestUserFileWithEveryKey(t *testing.T) {
 	want := &user{
 		Name: "ann", Password: got.Password, Certificates: []string{testFingerprint}, Home: "/srv/scans",
 		QuotaBytes: 2 << 30, QuotaFiles: 100000, Permissions: permRead | permList, Commands: []string{"uptime", "snap"},
-		Shell: true, TLS: "optional", AllowFrom: networks, Sessions: 3, DownloadRate: 1 << 20, WhenFull: "rotate",
+		Shell: true, Profile: "camera", TLS: "optional", Quirks: quirkNoEPSV | quirkBackslash, AllowFrom: networks, Sessions: 3, DownloadRate: 1 << 20, WhenFull: "rotate",
 		Expire: duration(30 * 24 * time.Hour), UID: &uid, Shares: map[string]shareConfig{"public": {"/srv/public", true}},
-		OnUpload: "snap", Disabled: true, hash: got.hash,
+		OnUpload: "snap", Disabled: true, hash: got.hash, own: keyTLS | keyPermissions | keySessions | keyWhenFull | keyQuirks,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("parseUserFile:\n got %+v\nwant %+v", got, want)
@@ -146,7 +146,7 @@ func TestUserFileMistakes(t *testing.T) {
 		`bad.toml:6: quota_files: -1 is below 0; write how many files, 0 for no limit`,
 		`bad.toml:7: permissions[1]: "wriet" is no permission; did you mean "write"?`,
 		`bad.toml:8: commands[0]: an empty name; write the name of a [commands.NAME] section`,
-		`bad.toml:9: tls: "maybe" is not known; write "required" or "optional"`,
+		`bad.toml:9: tls: "maybe" is not known; write "required", "optional" or "always"`,
 		`bad.toml:10: allow_from[0]: `,
 		`bad.toml:11: sessions: 0 is below 1; write how many at once, or disabled = true to keep the user out`,
 		`bad.toml:12: when_full: "explode" is not known; write "reject" or "rotate"`,
