@@ -227,7 +227,7 @@ type whoEntry struct {
 	Command  string `json:"command,omitempty"` // that runs for him
 	Bytes    int64  `json:"bytes"`             // that the verb has moved
 	Size     int64  `json:"size,omitempty"`    // what Bytes will be at its end; 0: not known
-	Rate     int64  `json:"rate"`              // bytes a second now, see transfer.rate
+	Rate     int64  `json:"rate"`              // bytes a second now, see transfer.speed
 	Idle     int64  `json:"idle_seconds"`      // since the last verb was done; 0 while one runs
 }
 
@@ -254,7 +254,8 @@ func (s *session) whoLocked(now time.Time) whoEntry {
 	switch x := s.xfer; {
 	case x != nil:
 		e.File, e.Command = x.file, x.command
-		e.Bytes, e.Size, e.Rate = x.moved.Load(), x.total.Load(), x.rate(now)
+		e.Bytes, e.Rate = x.speed(now)
+		e.Size = x.total.Load()
 		e.Doing = fmt.Sprintf("%s %d bytes", s.about, e.Bytes)
 	case s.verb != "":
 		e.Doing = s.verb

@@ -451,6 +451,8 @@ type transfer struct {
 	marks   [2]mark               // the older first, at least rateStep apart
 	movedAt time.Time             // when last something did
 
+	sock net.Conn // conn, for those who ask how much it holds; nil: it is not TCP
+
 	stop chan struct{}
 	conn net.Conn // the bare connection
 	tls  *tls.Conn
@@ -479,23 +481,24 @@ const (
 	// rateStep is how far back at least the beginning of what rate tells lies: a step
 	// of a slow transfer takes about so long.
 	rateStep = time.Second
-	// rateStale is when nothing that moved before is called now.
+	// rateStale is how long nothing may move before the rate is 0.
 	rateStale = 3 * time.Second
 )
 
 // A mark is how far a transfer was at one moment.
 type mark struct {
-	at    time.Time
-	moved int64
+	at   time.Time
+	done int64
 }
 
 // progress notes that n more bytes have moved.
 func (x *transfer) progress(n int64) {
-	moved := x.moved.Add(n)
+	x.moved.Add(n)
 	if n > 0 {
 		x.mu.Lock()
-		x.movedAt = time.Now()
-		x.mark(x.movedAt, moved)
+		if x.movedAt = time.Now(); x.movedAt.Sub(x.marks[1].at) >= rateStep {
+			x.mark(x.movedAt)
+		}
 		x.mu.Unlock()
 	}
 	if x.count != nil {
@@ -503,21 +506,60 @@ func (x *transfer) progress(n int64) {
 	}
 }
 
-// mark remembers how far the transfer is, once in rateStep; x.mu is held.
-func (x *transfer) mark(now time.Time, moved int64) {
-	if now.Sub(x.marks[1].at) >= rateStep {
-		x.marks[0], x.marks[1] = x.marks[1], mark{now, moved}
+// mark remembers how far the transfer is, if the last time is long enough ago; x.mu is held.
+func (x *transfer) mark(now time.Time) (done int64) {
+	done = x.doneLocked()
+	if last := &x.marks[1]; now.Sub(last.at) >= rateStep {
+		if done > last.done {
+			x.movedAt = now
+		}
+		x.marks[0], *last = *last, mark{now, done}
 	}
+	return done
 }
 
-// rate is how many bytes a second move now: since the latest mark that is rateStep
-// old, which is one to two seconds ago while anything moves. The transfer itself
-// leaves the marks as it goes, so that no goroutine is needed, and it does not matter
-// who asks, nor how often.
-func (x *transfer) rate(now time.Time) int64 {
+// doneLocked is moved, less what the kernel still holds for a client: with a slow one
+// that is megabytes, and most of its time.
+func (x *transfer) doneLocked() int64 {
+	moved := x.moved.Load()
+	if x.sock == nil || x.attended {
+		return moved
+	}
+	return max(moved-unsent(x.sock), 0)
+}
+
+// unsent is how much of what was written to a TCP connection its peer has yet to
+// acknowledge (tcp(7), SIOCOUTQ).
+func unsent(c net.Conn) (n int64) {
+	ask := func(fd int) error {
+		v, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		n = int64(max(v, 0))
+		return err
+	}
+	if q, ok := c.(*quickConn); ok {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if q.file == nil {
+			if q.fd >= 0 {
+				ask(q.fd)
+			}
+			return n
+		}
+		onDescriptor(q.file, ask)
+		return n
+	}
+	onDescriptor(c, ask)
+	return n
+}
+
+// speed is how many bytes are done, and how many a second now: since the latest mark
+// that is rateStep old, which is one to two seconds ago while anything moves. The
+// transfer itself leaves the marks as it goes, so that no goroutine is needed, and it
+// does not matter who asks, nor how often.
+func (x *transfer) speed(now time.Time) (done, rate int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	moved := x.moved.Load()
+	done = x.mark(now)
 	from := mark{at: x.started}
 	for _, m := range x.marks {
 		if !m.at.IsZero() && now.Sub(m.at) >= rateStep {
@@ -525,10 +567,10 @@ func (x *transfer) rate(now time.Time) int64 {
 		}
 	}
 	if now.Sub(x.movedAt) > rateStale {
-		return 0
+		return done, 0
 	}
 	// Below a step a burst into empty buffers would pass for a speed.
-	return int64(float64(moved-from.moved) / max(now.Sub(from.at), rateStep).Seconds())
+	return done, max(int64(float64(done-from.done)/max(now.Sub(from.at), rateStep).Seconds()), 0)
 }
 
 // cancelled returns what cancel was told, if it was called.
@@ -578,8 +620,7 @@ func (x *transfer) open(p *dataPorts, arm *dataArm, local netip.Addr, accept fun
 			}
 			return fmt.Errorf("%w: connect to %s: %w", errNoData, arm.target, err)
 		}
-		x.conn = c
-		return x.watch(c.SetDeadline)
+		return x.use(c)
 	}
 	if d, ok := arm.ln.(interface{ SetDeadline(time.Time) error }); ok {
 		if err := x.watch(d.SetDeadline); err != nil {
@@ -609,8 +650,7 @@ func (x *transfer) open(p *dataPorts, arm *dataArm, local netip.Addr, accept fun
 			c.Close()
 			continue
 		}
-		x.conn = c
-		return x.watch(c.SetDeadline)
+		return x.use(c)
 	}
 }
 
@@ -626,8 +666,16 @@ func (x *transfer) bareTCP() (*net.TCPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.conn = tcp
-	return tcp, x.watch(tcp.SetDeadline)
+	return tcp, x.use(tcp)
+}
+
+// use makes c the data connection.
+func (x *transfer) use(c net.Conn) error {
+	x.conn = c
+	x.mu.Lock()
+	x.sock = c
+	x.mu.Unlock()
+	return x.watch(c.SetDeadline)
 }
 
 // addrOf is the bare address of a TCP peer: unmapped, without zone; invalid

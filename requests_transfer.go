@@ -586,6 +586,9 @@ func (s *session) framedTransfer(upload bool, limit *rate.Limiter) *transfer {
 	x := newTransfer(s.srv.config().Limits.DataTimeout.std(), limit)
 	x.attended = upload
 	x.conn = s.conn
+	if s.peer.IsValid() {
+		x.sock = s.bare
+	}
 	set := s.conn.SetWriteDeadline
 	if upload {
 		set = s.conn.SetReadDeadline

@@ -1794,7 +1794,7 @@ func TestTransferRate(t *testing.T) {
 		x := newTransfer(time.Minute, nil)
 		want := func(low, high int64) {
 			t.Helper()
-			if r := x.rate(time.Now()); r < low || r > high {
+			if _, r := x.speed(time.Now()); r < low || r > high {
 				t.Errorf("after %v: %d bytes a second; want %d to %d", time.Since(x.started), r, low, high)
 			}
 		}
