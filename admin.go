@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -34,22 +35,28 @@ const (
 // adminVerbs is the part of daemonVerbs that talks to a running daemon.
 func adminVerbs() []verb {
 	return []verb{
-		{name: "who", options: []option{configOption, {name: "json", help: "a JSON object a line"}}, run: runWho,
+		{name: "who", options: []option{configOption, {name: "json", help: "a JSON object a line; docs/protocol.md, who, has the names in it"},
+			{name: "watch", help: "again and again, in place on a terminal, until Ctrl-C"},
+			{name: "interval", arg: "TIME", help: "how long between two looks of --watch, which it implies", def: "1s", check: aWatchInterval}}, run: runWho,
 			help: "who is logged in, and what he does",
+			text: "PROGRESS and RATE are of the transfer that runs: the rate is that of the last one to two seconds. On a\nterminal that is too narrow a file loses its middle; elsewhere everything is told whole.",
 			examples: []example{
 				{"berth who", "a line for each session"},
+				{"berth who --watch", "as top does it"},
 				{"berth who --json | jq -r .user | sort | uniq -c", "how many sessions each user has"},
 			}},
-		{name: "kick", args: "ID", min: 1, max: 1, options: []option{configOption}, run: runKick,
-			help: "end a session, by its number in who",
-			text: "Ends it at once, in the middle of whatever it does. Nothing keeps its user from coming back: see\nberth user set NAME --disabled.",
+		{name: "kick", args: "[ID ...]", max: -1, options: []option{configOption, {name: "user", arg: "NAME", help: "all sessions of that user"},
+			{name: "addr", arg: "ADDRESS", help: "all sessions from that address"}}, run: runKick,
+			help: "end sessions, by their numbers in who",
+			text: "Ends them at once, in the middle of whatever they do. Nothing keeps a user from coming back: see\nberth user set NAME --disabled.",
 			examples: []example{
 				{"berth kick 17", "ends session 17"},
+				{"berth kick --user ann", "ends all of ann's"},
 				{"berth kick 3 --config try/berth.toml", "of the daemon with another configuration"},
 			}},
 		{name: "wall", args: "TEXT ...", min: 1, max: -1, options: []option{configOption}, run: runWall,
 			help: "tell everybody who is there",
-			text: "Those who speak frames are told at once; FTP has no words for it.",
+			text: "Those who speak frames are told at once. FTP has no words for what nobody asked: who speaks it reads the\nmessage with SITE SAY, as what is said in chat.",
 			examples: []example{
 				{"berth wall back in five minutes", "shown by berth sh and berth chat"},
 				{"berth wall --config try/berth.toml maintenance at noon", "on the daemon with another configuration"},
@@ -71,41 +78,61 @@ func adminVerbs() []verb {
 	}
 }
 
-func runWho(inv *invocation) error {
-	var all []whoEntry
-	_, err := inv.askDaemon(map[string]any{"do": "who"}, func(line []byte) error {
-		if inv.on("json") {
-			_, err := inv.stdout.Write(line)
-			return err
+func runKick(inv *invocation) error {
+	user, addr := inv.str("user"), inv.str("addr")
+	if (user != "" || addr != "") == (len(inv.args) > 0) {
+		return usageErr("kick takes the numbers of sessions, or --user, or --addr; berth who lists them")
+	}
+	var ids []uint64
+	for _, word := range inv.args {
+		id, err := strconv.ParseUint(word, 10, 64)
+		if err != nil || id == 0 {
+			return usageErr("%s is not the number of a session; berth who lists them", configQuote(word))
 		}
-		var e whoEntry
-		if err := json.Unmarshal(line, &e); err != nil {
-			return fmt.Errorf("the daemon's answer: %w", err)
+		ids = append(ids, id)
+	}
+	var from netip.Addr
+	if addr != "" {
+		var err error
+		if from, err = netip.ParseAddr(addr); err != nil {
+			return usageErr("%s is not an address; berth who lists them", configQuote(addr))
 		}
-		all = append(all, e)
-		return nil
-	})
-	if err != nil || inv.on("json") {
+	}
+	d, err := inv.dialDaemon()
+	if err != nil {
 		return err
 	}
-	rows := [][]string{{"ID", "USER", "PROTOCOL", "ADDRESS", "SINCE", "DOING"}}
-	for _, e := range all {
-		since := e.Since
-		if t, err := time.Parse(time.RFC3339, since); err == nil {
-			since = t.Local().Format("2006-01-02 15:04:05")
+	defer d.close()
+	if len(ids) == 0 {
+		all, err := d.who(nil)
+		if err != nil {
+			return err
 		}
-		rows = append(rows, []string{strconv.FormatUint(e.ID, 10), shownText(e.User), e.Protocol, e.Address, since, shownText(e.Doing)})
+		for _, e := range all {
+			if a, err := netip.ParseAddr(e.Address); (user == "" || e.User == user) && (addr == "" || err == nil && a == from) {
+				ids = append(ids, e.ID)
+			}
+		}
+		if len(ids) == 0 {
+			return errors.New("there is no such session; berth who lists them")
+		}
 	}
-	_, err = io.WriteString(inv.stdout, columns(rows))
-	return err
-}
-
-func runKick(inv *invocation) error {
-	id, err := strconv.ParseUint(inv.args[0], 10, 64)
-	if err != nil || id == 0 {
-		return usageErr("%s is not the number of a session; berth who lists them", configQuote(inv.args[0]))
+	var failed error
+	for _, id := range ids {
+		text, err := d.ask(map[string]any{"do": "kick", "session": id}, nil)
+		switch {
+		case err != nil && (len(ids) == 1 || isConnError(err)):
+			return err
+		case err != nil:
+			fmt.Fprintf(inv.stderr, "berth kick: %v\n", err)
+			failed = exitWith(exitFailed)
+		case len(ids) == 1 && len(inv.args) > 0:
+			fmt.Fprintln(inv.stdout, shownText(text))
+		default:
+			fmt.Fprintf(inv.stdout, "%d: %s\n", id, shownText(text))
+		}
 	}
-	return inv.tellDaemon(map[string]any{"do": "kick", "session": id})
+	return failed
 }
 
 func runWall(inv *invocation) error {
@@ -117,7 +144,7 @@ func runReload(inv *invocation) error { return inv.tellDaemon(map[string]any{"do
 
 // tellDaemon prints what the daemon says.
 func (inv *invocation) tellDaemon(request map[string]any) error {
-	text, err := inv.askDaemon(request, nil)
+	text, err := inv.askDaemon(request)
 	if err == nil {
 		fmt.Fprintln(inv.stdout, shownText(text))
 	}
@@ -138,63 +165,95 @@ func (inv *invocation) localSocket() (string, error) {
 	return cfg.Listen.Local[0], nil
 }
 
-// askDaemon sends one request and returns what its final answer says; what data
-// comes goes to line, by lines.
-func (inv *invocation) askDaemon(request map[string]any, line func([]byte) error) (string, error) {
-	path, err := inv.localSocket()
+// askDaemon sends one request and returns what its final answer says.
+func (inv *invocation) askDaemon(request map[string]any) (string, error) {
+	d, err := inv.dialDaemon()
 	if err != nil {
 		return "", err
 	}
-	d := net.Dialer{Timeout: adminDial}
-	conn, err := d.Dial("unix", path)
+	defer d.close()
+	return d.ask(request, nil)
+}
+
+// A daemonLink is a connection to the daemon's local socket that speaks frames.
+type daemonLink struct {
+	path  string
+	conn  net.Conn
+	r     *bufio.Reader
+	frame []byte
+}
+
+func (d *daemonLink) close() { d.conn.Close() }
+
+// dialDaemon is a connection to the daemon with --config.
+func (inv *invocation) dialDaemon() (*daemonLink, error) {
+	path, err := inv.localSocket()
+	if err != nil {
+		return nil, err
+	}
+	return dialDaemon(path)
+}
+
+func dialDaemon(path string) (*daemonLink, error) {
+	dialer := net.Dialer{Timeout: adminDial}
+	conn, err := dialer.Dial("unix", path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return "", &connError{text: path + ": permission denied; try with sudo, or as a member of the group " + adminGroup}
+		return nil, &connError{text: path + ": permission denied; try with sudo, or as a member of the group " + adminGroup}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return "", &connError{text: path + ": no daemon listens there; is berth running, and does --config name its configuration?"}
+		return nil, &connError{text: path + ": no daemon listens there; is berth running, and does --config name its configuration?"}
 	case err != nil:
-		return "", &connError{path + ": " + err.Error(), err}
+		return nil, &connError{path + ": " + err.Error(), err}
 	}
-	defer conn.Close()
-	r := bufio.NewReaderSize(conn, maxLine)
-	gone := func(err error) error {
-		if errors.Is(err, os.ErrDeadlineExceeded) { // systemd keeps the socket open while the daemon cannot start
-			return &connError{path + ": the daemon does not answer; berth check and systemctl status berth tell why", err}
-		}
-		return &connError{path + ": the daemon hung up: " + err.Error(), err}
-	}
-	reply := func() (code, text string, err error) {
-		for range adminGreetings {
-			conn.SetReadDeadline(time.Now().Add(adminDial))
-			l, err := r.ReadSlice('\n')
-			if err != nil {
-				return "", "", gone(err)
-			}
-			if s := strings.TrimRight(string(l), "\r\n"); len(s) > 3 && s[3] == ' ' {
-				return s[:3], s[4:], nil
-			}
-		}
-		return "", "", gone(errors.New("it talks without end"))
-	}
+	d := &daemonLink{path: path, conn: conn, r: bufio.NewReaderSize(conn, maxLine)}
 	for _, step := range []struct{ send, want string }{{"", "220"}, {"FRAM 1\r\n", "200"}} {
 		io.WriteString(conn, step.send)
-		code, text, err := reply()
+		code, text, err := d.reply()
 		if err == nil && code != step.want {
 			err = &connError{text: fmt.Sprintf("%s: %s %s", path, code, shownText(text))}
 		}
 		if err != nil {
-			return "", err
+			conn.Close()
+			return nil, err
 		}
 	}
-	if _, err := conn.Write(appendFrame(nil, frameRequest, encodeJSON(request))); err != nil {
-		return "", gone(err)
+	return d, nil
+}
+
+func (d *daemonLink) gone(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) { // systemd keeps the socket open while the daemon cannot start
+		return &connError{d.path + ": the daemon does not answer; berth check and systemctl status berth tell why", err}
 	}
-	var frame, rest []byte
+	return &connError{d.path + ": the daemon hung up: " + err.Error(), err}
+}
+
+// reply is the next reply before there are frames.
+func (d *daemonLink) reply() (code, text string, err error) {
+	for range adminGreetings {
+		d.conn.SetReadDeadline(time.Now().Add(adminDial))
+		l, err := d.r.ReadSlice('\n')
+		if err != nil {
+			return "", "", d.gone(err)
+		}
+		if s := strings.TrimRight(string(l), "\r\n"); len(s) > 3 && s[3] == ' ' {
+			return s[:3], s[4:], nil
+		}
+	}
+	return "", "", d.gone(errors.New("it talks without end"))
+}
+
+// ask sends one request and returns what its final answer says; what data comes goes
+// to line, by lines.
+func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (string, error) {
+	if _, err := d.conn.Write(appendFrame(nil, frameRequest, encodeJSON(request))); err != nil {
+		return "", d.gone(err)
+	}
+	var rest []byte
 	for {
-		conn.SetReadDeadline(time.Now().Add(adminTimeout))
-		var t frameType
-		if t, frame, err = readFrame(r, frame); err != nil {
-			return "", gone(err)
+		d.conn.SetReadDeadline(time.Now().Add(adminTimeout))
+		t, frame, err := readFrame(d.r, d.frame)
+		if d.frame = frame; err != nil {
+			return "", d.gone(err)
 		}
 		switch t {
 		case frameData:
@@ -211,9 +270,11 @@ func (inv *invocation) askDaemon(request map[string]any, line func([]byte) error
 		case frameAnswer:
 			var a answer
 			if err := json.Unmarshal(frame, &a); err != nil {
-				return "", gone(err)
+				return "", d.gone(err)
 			}
 			switch {
+			case a.Code == codeClosing:
+				return "", d.gone(errors.New(shownText(a.Text)))
 			case a.Reason == "not_logged_in", a.Reason == "denied":
 				return "", errors.New("only root and the group " + adminGroup + " may ask that; use sudo, or: adduser NAME " + adminGroup + ", and log in to the machine anew")
 			case a.Code >= 400:

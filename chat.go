@@ -63,15 +63,21 @@ type messageFrame struct {
 func (c *chat) say(from, text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	m := c.keep(from, text)
+	for l := range c.listeners {
+		c.queue(l, m)
+	}
+}
+
+// keep has SITE SAY show a message; c.mu is held.
+func (c *chat) keep(from, text string) message {
 	c.last++
 	m := newMessage(c.last, from, text)
 	c.said = append(c.said, m)
 	if len(c.said) > chatKept {
 		c.said = slices.Delete(c.said, 0, len(c.said)-chatKept)
 	}
-	for l := range c.listeners {
-		c.queue(l, m)
-	}
+	return m
 }
 
 func newMessage(n uint64, from, text string) message {
@@ -122,11 +128,14 @@ func (c *chat) deliver(l *listener) {
 	}
 }
 
-// tell gives one session a message that nobody else hears.
-func (c *chat) tell(l *listener, from, text string) {
+// wall tells all of them, whether they listen or not, and who asks what was said.
+func (c *chat) wall(all []*listener, text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.queue(l, newMessage(0, from, text))
+	m := c.keep("operator", text)
+	for _, l := range all {
+		c.queue(l, m)
+	}
 }
 
 // listen begins, or ends, to send l what is said.
@@ -372,14 +381,26 @@ func (s *session) doWall(q *request) error {
 	if q.Text == "" {
 		return s.badField("wall needs a text.")
 	}
-	told := 0
+	if len(q.Text) > maxSaid {
+		return s.badField("A message has at most %d bytes.", maxSaid)
+	}
+	var told []*listener
+	lines := 0
 	for _, other := range s.srv.everySession() {
-		if l := other.hears(); l != nil && other != s {
-			s.srv.chat.tell(l, "operator", q.Text)
-			told++
+		other.mu.Lock()
+		stranger := other.user == nil
+		other.mu.Unlock()
+		if stranger || other == s {
+			continue
+		}
+		if l := other.hears(); l != nil {
+			told = append(told, l)
+		} else {
+			lines++
 		}
 	}
-	s.reply(codeOK, fmt.Sprintf("Told %d sessions; those that speak lines cannot be told.", told))
+	s.srv.chat.wall(told, q.Text)
+	s.reply(codeOK, fmt.Sprintf("Told %d sessions at once. %d speak FTP, which has no words for it: they read it with SITE SAY.", len(told), lines))
 	return nil
 }
 

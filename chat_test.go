@@ -318,6 +318,11 @@ func TestWho(t *testing.T) {
 	if m := ann.heard(); m.From != "operator" || strings.Contains(m.Text, "\x1b") {
 		t.Errorf("%+v", m)
 	}
+	line.send("SITE SAY\r\n") // nobody can tell FTP what it did not ask for
+	if _, all := line.reply(); !strings.Contains(all, " operator: maintenance?\n") {
+		t.Errorf("SITE SAY tells %q", all)
+	}
+	op.do(fmt.Sprintf(`{"do":"wall","text":%q}`, strings.Repeat("x", maxSaid+1)), 501, "bad_request")
 	op.do(`{"do":"reload"}`, 200, "")
 	ann.frame(frameRequest, `{"do":"put","path":"f"}`)
 	ann.wantFrame(frameAnswer, `{"code":150,*`)

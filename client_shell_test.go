@@ -230,7 +230,7 @@ func TestClientShellOnATerminal(t *testing.T) {
 		c.until("unfini")
 		b.srv.mu.Lock()
 		for _, s := range b.srv.sessions {
-			b.srv.chat.tell(&listener{s: s}, "operator", "we close at six")
+			b.srv.chat.wall([]*listener{{s: s}}, "we close at six")
 		}
 		b.srv.mu.Unlock()
 		c.until("operator: we close at six\r\nann@127.0.0.1:/> unfini")

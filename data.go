@@ -590,7 +590,9 @@ func (x *transfer) watch(setDeadline func(time.Time) error) error {
 
 // extend gives the next operation the whole timeout, unless cancel came first:
 // both set the same deadline, and under the same lock neither is lost.
-func (x *transfer) extend() error {
+func (x *transfer) extend() error { return x.extendFor(x.timeout) }
+
+func (x *transfer) extendFor(d time.Duration) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closing {
@@ -599,7 +601,7 @@ func (x *transfer) extend() error {
 	if x.why != nil {
 		return x.why
 	}
-	return x.unblock(time.Now().Add(x.timeout))
+	return x.unblock(time.Now().Add(d))
 }
 
 // open makes the data connection: waits for the client on a listener, or

@@ -125,7 +125,7 @@ func (s *session) setVerb(verb string) {
 // for HELP.
 func (s *session) idleDeadline() time.Time {
 	l := s.srv.config().Limits
-	if s.user == nil {
+	if s.user == nil && !s.isOperator { // who needs no login
 		return s.started.Add(l.LoginTimeout.std())
 	}
 	if l.Idle == 0 || s.has(quirkKeepOpen) {

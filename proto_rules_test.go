@@ -482,6 +482,13 @@ func TestWhoIdle(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		idle(5)
 		c.cmd("QUIT", "221 *")
+
+		// The operator needs no login, so that login_timeout is not for him: who --watch
+		// asks on one connection for hours.
+		op := &session{srv: b.srv, started: time.Now().Add(-2 * time.Hour), isOperator: true}
+		if left := time.Until(op.idleDeadline()); left != time.Hour {
+			t.Errorf("the operator has %v", left)
+		}
 	})
 }
 

@@ -413,7 +413,13 @@ func (x *transfer) fill(u *upload, buf []byte) (end bool, err error) {
 	if err := x.extend(); err != nil {
 		return false, err
 	}
-	for began := time.Now(); n < len(buf) && err == nil && time.Since(began) < rateStep; {
+	for first := true; n < len(buf) && err == nil; {
+		if first && n > 0 { // a slow client's bytes are not held back for long
+			first = false
+			if err := x.extendFor(min(rateStep, x.timeout)); err != nil {
+				return false, err
+			}
+		}
 		var m int
 		m, err = x.conn.Read(buf[n:])
 		n += m

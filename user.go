@@ -674,22 +674,26 @@ func (c *userCommand) list() error {
 
 // columns sets rows of equally many cells below each other, two spaces apart, as
 // text/tabwriter would, for 12 KB less of the program. The last cell gets none.
-func columns(rows [][]string) string {
-	widths := make([]int, len(rows[0]))
-	for _, row := range rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
-	}
+func columns(rows [][]string) string { return columnsApart(rows, 2) }
+
+func columnsApart(rows [][]string, gap int) string {
 	var b strings.Builder
 	for _, row := range rows {
 		last := len(row) - 1
 		for i, cell := range row[:last] {
-			b.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+			screenPad(&b, cell, tableCells(rows, i)+gap)
 		}
 		b.WriteString(row[last] + "\n")
 	}
 	return b.String()
+}
+
+// tableCells is how wide a column of rows is.
+func tableCells(rows [][]string, column int) (cells int) {
+	for _, row := range rows {
+		cells = max(cells, screenCells(row[column]))
+	}
+	return cells
 }
 
 // userSetting is one line of show: a key, its value as TOML, and as JSON.
