@@ -400,9 +400,10 @@ func (c *quickConn) settle() (*net.TCPConn, error) {
 // A dataArm is what PASV, EPSV, PORT or EPRT left behind for the next
 // transfer: a listener, or where to connect to. The zero value is unarmed.
 type dataArm struct {
-	ln     net.Listener
-	target netip.AddrPort
-	counts *sharedPorts // where ln counts as a private port; nil: nowhere
+	ln      net.Listener
+	target  netip.AddrPort
+	counts  *sharedPorts // where the use of ports is counted; nil: nowhere
+	private netip.Addr   // at which address of ours ln is a private port; invalid: it is none
 }
 
 func (a *dataArm) armed() bool { return a.ln != nil || a.target.IsValid() }
@@ -411,8 +412,12 @@ func (a *dataArm) disarm() {
 	if a.ln != nil {
 		a.ln.Close()
 	}
-	if a.counts != nil {
-		a.counts.count(func(u *portUse) { u.private-- })
+	if local := a.private; local.IsValid() {
+		a.counts.count(func(u *portUse) {
+			if u.private[local]--; u.private[local] == 0 {
+				delete(u.private, local)
+			}
+		})
 	}
 	*a = dataArm{}
 }

@@ -35,6 +35,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -156,8 +157,8 @@ func (p *dataPorts) arm(q portRequest) (dataArm, uint16, error) {
 	if private.count() > 0 || shared.count() == 0 {
 		ln, port, err := p.passive(q.local, private)
 		if err == nil {
-			p.shared.count(func(u *portUse) { u.private++ })
-			return dataArm{ln: ln, counts: p.shared}, port, nil
+			p.shared.count(func(u *portUse) { u.private[q.local]++ })
+			return dataArm{ln: ln, counts: p.shared, private: q.local}, port, nil
 		}
 		if err != errNoPort || shared.count() == 0 {
 			return dataArm{}, 0, p.shared.refused(err)
@@ -168,7 +169,7 @@ func (p *dataPorts) arm(q portRequest) (dataArm, uint16, error) {
 	if err != nil {
 		return dataArm{}, 0, p.shared.refused(err)
 	}
-	return dataArm{ln: r}, r.addr.Port(), nil
+	return dataArm{ln: r, counts: p.shared}, r.addr.Port(), nil
 }
 
 // await waits for a port after arm said errPortsHeld, until stop is closed.
@@ -178,7 +179,7 @@ func (p *dataPorts) await(q portRequest, stop <-chan struct{}) (dataArm, uint16,
 	if err != nil {
 		return dataArm{}, 0, p.shared.refused(err)
 	}
-	return dataArm{ln: r}, r.addr.Port(), nil
+	return dataArm{ln: r, counts: p.shared}, r.addr.Port(), nil
 }
 
 // --- shared ports ---
@@ -227,14 +228,15 @@ type portWaiter struct{ wake chan struct{} }
 
 // portUse counts how passive ports are used.
 type portUse struct {
-	private int    // ports open for one session each
-	waiting int    // PASVs that wait for a port
-	refused uint64 // and those answered that there is none
-	foreign uint64 // connections to passive ports that nobody awaited
+	private map[netip.Addr]int // ports open for one session each, at each of our addresses
+	waiting int                // PASVs that wait for a port
+	refused uint64             // and those answered that there is none
+	foreign uint64             // connections to passive ports that nobody awaited
 }
 
 func newSharedPorts() *sharedPorts {
-	return &sharedPorts{open: map[netip.AddrPort]*sharedPort{}, rests: map[portClaim]portRested{}, queues: map[portLane][]*portWaiter{}}
+	return &sharedPorts{open: map[netip.AddrPort]*sharedPort{}, rests: map[portClaim]portRested{}, queues: map[portLane][]*portWaiter{},
+		used: portUse{private: map[netip.Addr]int{}}}
 }
 
 func (p *sharedPorts) count(change func(*portUse)) {
@@ -251,14 +253,16 @@ func (p *sharedPorts) refused(err error) error {
 	return err
 }
 
-// A portReport is what metrics and the operator are told of passive ports.
+// A portReport is what metrics and the operator are told of passive ports. Where
+// clients reach the box at several of its addresses, each has all the ports of the
+// range, and it is the one with the most in use that is told of.
 type portReport struct {
 	Size    int    // ports of the range; 0: any port
 	InUse   int    // that wait for a client's connection; a shared one counts once
-	Fullest int    // of those that are shared: the most that one address has. At Size, its next PASV waits
+	Fullest int    // that one client's address cannot have now, of all addresses the most. At Size, its next PASV waits
 	Waiting int    // PASVs that wait for a port
 	Refused uint64 // PASVs so far that there was no port for
-	Foreign uint64 // connections so far that nobody awaited
+	Foreign uint64 // connections so far that nobody awaited, or from somebody else
 }
 
 // report counts the use of passive ports, which are those of the range.
@@ -266,17 +270,24 @@ func (p *dataPorts) report(ports portRange) portReport {
 	s := p.shared
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := portReport{Size: ports.count(), InUse: s.used.private, Waiting: s.used.waiting, Refused: s.used.refused, Foreign: s.used.foreign}
-	lanes := map[portLane]int{}
+	r := portReport{Size: ports.count(), Waiting: s.used.waiting, Refused: s.used.refused, Foreign: s.used.foreign}
+	inUse, lanes := maps.Clone(s.used.private), map[portLane]int{}
+	for local := range s.used.private {
+		lanes[portLane{local: local}] = 0 // private ports are out of everybody's reach
+	}
 	for _, port := range s.open {
 		if len(port.awaited) > 0 {
-			r.InUse++
+			inUse[port.at.Addr()]++
 		}
 		for from := range port.awaited {
-			lane := portLane{port.at.Addr(), from}
-			lanes[lane]++
-			r.Fullest = max(r.Fullest, lanes[lane])
+			lanes[portLane{port.at.Addr(), from}]++
 		}
+	}
+	for _, n := range inUse {
+		r.InUse = max(r.InUse, n)
+	}
+	for lane, shared := range lanes {
+		r.Fullest = max(r.Fullest, s.used.private[lane.local]+shared)
 	}
 	return r
 }
