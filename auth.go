@@ -91,15 +91,20 @@ const (
 	reasonBanned     = "banned"
 )
 
+// loginReasons are all of them.
+var loginReasons = []string{reasonUnknown, reasonPassword, reasonDisabled, reasonNotAllowed, reasonBanned}
+
 // authenticator decides on logins. All methods may be called at once from anywhere.
 type authenticator struct {
 	users   *users
 	log     *slog.Logger
 	observe func(method, result string) // method: password, certificate, local; result: ok, failed, banned, busy
+	failed  func(reason string)         // told of each line "login failed"
 	now     func() time.Time
 	compute func(h *passwordHash, password string) bool // the only caller of matches
 	dummy   *passwordHash
 	gate    hashGate
+	sharing atomic.Int32 // logins that wait for a hash that another one computes
 
 	rememberKey [sha256.Size]byte // of this process
 
@@ -143,7 +148,7 @@ func newAuthenticator(us *users, limits limitsConfig, log *slog.Logger, observe 
 		observe = func(method, result string) {}
 	}
 	a := &authenticator{
-		users: us, log: log, observe: observe, now: time.Now,
+		users: us, log: log, observe: observe, failed: func(string) {}, now: time.Now,
 		compute:    func(h *passwordHash, password string) bool { return h.matches(password) },
 		dummy:      dummyHash(),
 		gate:       newHashGate(runtime.GOMAXPROCS(0)),
@@ -156,6 +161,10 @@ func newAuthenticator(us *users, limits limitsConfig, log *slog.Logger, observe 
 	rand.Read(a.rememberKey[:])
 	return a
 }
+
+// waiting is how many logins wait for a hash: for their turn, or for the one that
+// another computes for them.
+func (a *authenticator) waiting() int { return int(a.gate.waiting.Load() + a.sharing.Load()) }
 
 // setLimits takes login_failures and ban from a reloaded configuration. Bans that run
 // keep their end.
@@ -241,10 +250,15 @@ func (a *authenticator) computeOnce(ctx context.Context, key [sha256.Size]byte, 
 		if !others {
 			return a.computeFor(ctx, key, r, hash, password, banned)
 		}
+		a.sharing.Add(1)
 		select {
 		case <-r.done:
 		case <-ctx.Done():
-			return false, ctx.Err()
+			err = ctx.Err()
+		}
+		a.sharing.Add(-1)
+		if err != nil {
+			return false, err
 		}
 		if err := banned(); err != nil {
 			return false, err
@@ -395,6 +409,7 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 // logFailure writes the line that docs and fail2ban filters know; nothing else has its
 // message.
 func (a *authenticator) logFailure(name string, peer netip.Addr, method, reason string) {
+	a.failed(reason)
 	a.log.Warn("login failed", "user", logName(name), "addr", addrText(peer), "method", method, "reason", reason)
 }
 

@@ -352,7 +352,9 @@ func (s *session) runJob(x *transfer, j *job, io programIO) programResult {
 		case <-ctx.Done():
 		}
 	}()
+	ran := s.elsewhere()
 	r := s.srv.launch(ctx, j.program, io)
+	ran()
 	result := s.reasonOf(x, r)
 	s.srv.metrics.commandRun(j.name, result, r.took)
 	attrs := []any{"session", s.id, "user", s.user.Name, "addr", s.addrText(), "proto", s.proto, "command", j.name,

@@ -709,6 +709,7 @@ func (s *session) handleRequest(payload []byte) error {
 		return err
 	}
 	s.fr.id = q.ID
+	began := s.timing()
 	r := requestIndex[q.Do]
 	if r == nil {
 		s.setVerb("other")
@@ -741,6 +742,7 @@ func (s *session) handleRequest(payload []byte) error {
 			break
 		}
 		err = r.run(s, &q)
+		s.timed(r.class, began)
 	}
 	s.setVerb("")
 	s.fr.id = nil

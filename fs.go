@@ -305,6 +305,8 @@ type jailSet struct {
 	shareBusy   atomic.Int32
 	shareShaken atomic.Int64
 
+	staged atomic.Int64 // bytes in the staging files of running uploads
+
 	seed  maphash.Seed
 	names [nameLocks]sync.Mutex // by name: held from the look at it to the change
 

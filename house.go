@@ -333,6 +333,8 @@ type housekeeper struct {
 	rotations  map[fileID]*rotation     // by home
 	backoff    map[string]time.Duration // by user: since his home was last counted quietly
 	quietUntil time.Time                // nothing is removed for its age before
+	noHome     map[string]string        // by user: the home that he is to have and that is not there
+	walking    map[string]int           // by user: sweeps of his home that run and are not given up
 
 	// of the loop alone
 	started  time.Time
@@ -358,7 +360,8 @@ type sweepJob struct {
 func newHousekeeper(ctx context.Context, us *users, jails *jailSet, cfg func() *config, log *slog.Logger) *housekeeper {
 	h := &housekeeper{users: us, jails: jails, ledger: jails.ledger, config: cfg, log: log, ctx: ctx,
 		asked: make(chan *sweepJob), over: make(chan *sweepJob), done: make(chan struct{}),
-		due: map[string]time.Time{}, urgent: map[string]bool{}, rotations: map[fileID]*rotation{}, running: map[*sweepJob]bool{}, backoff: map[string]time.Duration{}}
+		due: map[string]time.Time{}, urgent: map[string]bool{}, rotations: map[fileID]*rotation{}, running: map[*sweepJob]bool{}, backoff: map[string]time.Duration{},
+		noHome: map[string]string{}, walking: map[string]int{}}
 	jails.makeRoom = h.makeRoom
 	jails.recount = h.recount
 	jails.attend = h.attend
@@ -402,7 +405,7 @@ func (h *housekeeper) run() {
 		case j := <-h.asked:
 			h.begin(j)
 		case j := <-h.over:
-			delete(h.running, j)
+			h.ended(j)
 		case <-planned:
 			planned = nil
 		case now := <-tick.C:
@@ -432,7 +435,7 @@ func (h *housekeeper) stop(planned chan struct{}) {
 	for h.active() > 0 || planned != nil {
 		select {
 		case j := <-h.over:
-			delete(h.running, j)
+			h.ended(j)
 		case <-planned:
 			planned = nil
 		case <-t.C:
@@ -458,6 +461,11 @@ func (h *housekeeper) planAll() {
 // at once where the ledger is in doubt, else some time within a day.
 func (h *housekeeper) plan(u *user) {
 	fd, err := unix.Open(u.Home, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	h.mu.Lock()
+	if delete(h.noHome, u.Name); err == unix.ENOENT {
+		h.noHome[u.Name] = u.Home
+	}
+	h.mu.Unlock()
 	if err != nil {
 		return
 	}
@@ -491,6 +499,30 @@ func (h *housekeeper) plan(u *user) {
 		h.mu.Unlock()
 	}
 	h.attend(u.Name, time.Now().Add(later))
+}
+
+// homeless tells whether a user's home was not there when it was last looked for.
+func (h *housekeeper) homeless(u *user) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	home, none := h.noHome[u.Name]
+	return none && home == u.Home
+}
+
+// counting tells whether a user's home is being swept just now, and gets on.
+func (h *housekeeper) counting(user string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.walking[user] > 0
+}
+
+// walks notes that a sweep of a user's home begins (by 1), or ends or is given up.
+func (h *housekeeper) walks(user string, by int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.walking[user] += by; h.walking[user] <= 0 {
+		delete(h.walking, user)
+	}
 }
 
 // active is how many sweeps are running and not given up. It is for the loop alone.
@@ -538,6 +570,7 @@ func (h *housekeeper) sweepDue() {
 
 func (h *housekeeper) begin(j *sweepJob) {
 	h.running[j] = true
+	h.walks(j.u.Name, 1)
 	j.moved = time.Now()
 	go func() {
 		j.was, j.is, j.err = h.sweep(j)
@@ -553,6 +586,13 @@ func (h *housekeeper) begin(j *sweepJob) {
 	}()
 }
 
+func (h *housekeeper) ended(j *sweepJob) {
+	if h.running[j] {
+		h.walks(j.u.Name, -1)
+	}
+	delete(h.running, j)
+}
+
 // watchSweeps gives up those that do not get on: their homes hang, and they hold
 // up nobody from then on.
 func (h *housekeeper) watchSweeps(now time.Time) {
@@ -561,6 +601,7 @@ func (h *housekeeper) watchSweeps(now time.Time) {
 			j.noted, j.moved = n, now
 		} else if now.Sub(j.moved) > sweepStuck {
 			h.running[j] = false
+			h.walks(j.u.Name, -1)
 			h.log.Error("home does not answer", "user", j.u.Name, "home", j.u.Home, "for", now.Sub(j.moved).Round(time.Second))
 		}
 	}

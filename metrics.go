@@ -44,6 +44,15 @@ const (
 	// an answer that comes later.
 	scrapeTimeout = 10 * time.Second
 
+	// Native histograms beside the classic ones: each bucket is 10 % wider than the one
+	// below it, and there are at most so many of them; then it begins anew, at most
+	// once an hour. They cost a scrape in text nothing: only protobuf carries them,
+	// to a Prometheus that was told to take them. Exemplars would cost OpenMetrics,
+	// which is off here (see scrapeHandler), and name sessions that are in the log.
+	nativeFactor  = 1.1
+	nativeBuckets = 100
+	nativeReset   = time.Hour
+
 	// scrapesInFlight bounds the memory that impatient scrapers can hold; two
 	// Prometheus servers and a person with curl are the usual most.
 	scrapesInFlight = 4
@@ -56,6 +65,11 @@ type metrics struct {
 	started time.Time
 
 	registry *prometheus.Registry
+	src      metricSources
+	// Whose name is a label now, so that it can be taken back when he is removed.
+	// Not used where names are no labels.
+	namedMu sync.Mutex
+	named   map[string]struct{}
 	// The Go and process collectors cost more to make than all the rest
 	// together, so the first scrape makes them and not the start.
 	runtimeOnce sync.Once
@@ -75,6 +89,10 @@ type metrics struct {
 	tlsSessions      *prometheus.CounterVec
 	reloadSuccess    prometheus.Gauge
 	reloadTimestamp  prometheus.Gauge
+	loginFailures    *prometheus.CounterVec
+	httpRequests     *prometheus.CounterVec
+	commandLatency   [len(commandClasses)]prometheus.Observer
+	suppressed       prometheus.Counter
 
 	controlCommands pairCounter
 	datagrams       pairCounter
@@ -88,28 +106,70 @@ type metrics struct {
 	missingCloseNotify prometheus.Counter
 }
 
+// A commandClass is the kind of work that an FTP command or a framed request is.
+type commandClass uint8
+
+const (
+	classOther commandClass = iota
+	classLogin
+	classList
+	classTransfer
+	classFile
+)
+
+var commandClasses = [...]string{"other", "login", "list", "transfer", "file"}
+
+// httpPages are the values of the label page; what is not among them is "other".
+var httpPages = []string{"metrics", "healthz", "readyz", "status", metricOther}
+
 // userUsage is one user's line in the quota gauges. A quota of 0 means none.
 type userUsage struct {
 	Name                                         string
 	QuotaBytes, UsedBytes, QuotaFiles, UsedFiles int64
+	Known                                        bool // what is used; false: it is still being counted
+	Rotates                                      bool // a full home makes room by itself
 }
 
+// passiveUsage is the use of passive ports, field by field the portReport of passive.go.
+type passiveUsage struct {
+	Size    int // 0: any port
+	InUse   int
+	Fullest int
+	Waiting int
+	Refused uint64
+	Foreign uint64
+}
+
+// homeStates counts homes by what the ledger knows of them.
+type homeStates struct{ Known, Scanning, Unknown int }
+
 // metricSources are the questions a scrape asks. Each function may be nil, is
-// called once a scrape from a goroutine of its own, and must not wait for a
-// client. Gauges whose source is nil or fails are left out of that scrape: a
-// wrong zero would be worse than a gap.
+// called once a scrape from a goroutine of its own, and must wait neither for a
+// client nor for a disk. Gauges whose source is nil or fails are left out of that
+// scrape: a wrong zero would be worse than a gap.
 type metricSources struct {
+	Anonymous    bool     // no label names a user, and there are sums instead
+	LoginReasons []string // why logins fail; these series exist from the start
+
 	Usage             func() []userUsage     // known users only; names are unique
+	IsUser            func(name string) bool // who is none any more loses his series
 	StateFree         func() (uint64, error) // bytes an unprivileged writer can still use
 	CertificateExpiry func() time.Time       // zero: no certificate
 	Bans              func() int             // addresses banned now
 	UploadHooks       func() int             // uploads whose command has yet to succeed
+	Passive           func() passiveUsage
+	Partials          func() (n int, oldest time.Time, known bool) // interrupted uploads that can be resumed
+	Homes             func() homeStates
+	HashQueue         func() int   // logins that wait for a password hash
+	DigestQueue       func() int   // requests that wait to compute a digest
+	Staging           func() int64 // bytes in uploads under way
+	Draining          func() bool
 }
 
 // newMetrics makes the metrics of one daemon on a registry of their own. The
 // configuration counts as loaded at this moment.
 func newMetrics(version, revision string, src metricSources) *metrics {
-	m := &metrics{version: version, started: time.Now(), registry: prometheus.NewRegistry()}
+	m := &metrics{version: version, started: time.Now(), registry: prometheus.NewRegistry(), src: src, named: map[string]struct{}{}}
 
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
@@ -122,9 +182,18 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 		return v
 	}
 	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets,
+			NativeHistogramBucketFactor: nativeFactor, NativeHistogramMaxBucketNumber: nativeBuckets, NativeHistogramMinResetDuration: nativeReset}, labels)
 		m.registry.MustRegister(v)
 		return v
+	}
+
+	// user is the labels with the user's name in front, unless there is to be none.
+	user := func(labels ...string) []string {
+		if src.Anonymous {
+			return labels
+		}
+		return append([]string{"user"}, labels...)
 	}
 
 	gauge("berth_build_info", "Always 1; the labels tell which berth this is.",
@@ -136,15 +205,15 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 	m.logins = counter("berth_logins_total", "Login attempts.", "method", "result")
 
 	m.transfers = counter("berth_transfers_total", "Transfers that have ended, by how they ended.",
-		"user", "direction", "protocol", "result")
-	m.transferBytes = counter("berth_transfer_bytes_total", "Bytes of file content sent (download) and received (upload).",
-		"user", "direction", "protocol")
+		user("direction", "protocol", "result")...)
+	m.transferBytes = counter("berth_transfer_bytes_total", "Bytes of file content sent (download) and received (upload), counted while they move.",
+		user("direction", "protocol")...)
 	// From a small file on a LAN to a disk image over a radio link.
 	m.transferDuration = histogram("berth_transfer_duration_seconds", "Time transfers took, whatever their end.",
 		[]float64{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300, 900, 3600}, "direction", "protocol")
 	m.transfersActive = gauge("berth_transfers_active", "Transfers running now.", "direction")
 
-	m.quotaRejects = counter("berth_quota_rejected_total", "Uploads refused or cut short by the user's quota.", "user")
+	m.quotaRejects = counter("berth_quota_rejected_total", "Uploads refused or cut short by a user's quota.", user()...)
 
 	m.commands = counter("berth_commands_total", "Commands run for users, by how they ended.", "command", "result")
 	m.commandDuration = histogram("berth_command_duration_seconds", "Time commands took, whatever their end.",
@@ -165,6 +234,21 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 	m.panics = counter("berth_panics_total", "Bugs of berth that were caught; each ended one session, datagram or question and no more.").WithLabelValues()
 	m.acceptErrors = counter("berth_accept_errors_total", "Connections that could not be accepted, as for want of file descriptors.").WithLabelValues()
 
+	m.loginFailures = counter("berth_login_failures_total", "Logins that failed, by why.", "reason")
+	for _, reason := range src.LoginReasons {
+		m.loginFailures.WithLabelValues(reason)
+	}
+	m.httpRequests = counter("berth_http_requests_total", "Requests to the http listener, by page and status code.", "page", "code")
+	for _, page := range httpPages {
+		m.httpRequests.WithLabelValues(page, strconv.Itoa(httpOK))
+	}
+	latency := histogram("berth_control_command_duration_seconds", "Time berth took over commands and requests, without that of clients, transfers and programs.",
+		[]float64{0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10}, "class")
+	for class, name := range commandClasses {
+		m.commandLatency[class] = latency.WithLabelValues(name)
+	}
+	m.suppressed = counter("berth_log_suppressed_total", "Lines left out of the log because there were too many of their kind.").WithLabelValues()
+
 	m.reloadSuccess = gauge("berth_config_reload_success", "Whether the last reload of the configuration was taken (1) or refused (0).").WithLabelValues()
 	m.reloadTimestamp = gauge("berth_config_reload_timestamp_seconds", "When the running configuration was loaded, as Unix time.").WithLabelValues()
 	m.configReloaded(true)
@@ -176,6 +260,9 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 	}
 	for _, direction := range []string{"download", "upload"} {
 		m.transfersActive.WithLabelValues(direction)
+	}
+	for _, result := range []string{"ok", "failed"} {
+		m.logins.WithLabelValues("password", result)
 	}
 
 	m.registry.MustRegister(&sourceCollector{src: src, panics: m.panics})
@@ -209,32 +296,71 @@ func (m *metrics) sessionEnded(protocol, result string) {
 // ok, failed, banned or another word of a fixed set.
 func (m *metrics) login(method, result string) { m.logins.WithLabelValues(method, result).Inc() }
 
-// transferStarted counts a transfer in. direction is download or upload.
-func (m *metrics) transferStarted(direction string) {
+// A countedTransfer is one transfer from its beginning to its end.
+type countedTransfer struct {
+	m                         *metrics
+	user, direction, protocol string
+	bytes                     prometheus.Counter
+	started                   time.Time
+	ended                     bool
+}
+
+// transferStarted counts a transfer in. direction is download or upload. Its end
+// must be deferred: a panic on the way would else have it run for ever.
+func (m *metrics) transferStarted(user, direction, protocol string) *countedTransfer {
 	m.transfersActive.WithLabelValues(direction).Inc()
+	return &countedTransfer{m: m, user: user, direction: direction, protocol: protocol, started: time.Now(),
+		bytes: m.transferBytes.WithLabelValues(m.labels(user, direction, protocol)...)}
 }
 
-// transferEnded counts a transfer out; it pairs with one transferStarted.
-func (m *metrics) transferEnded(user, direction, protocol, result string, d time.Duration) {
-	m.transfersActive.WithLabelValues(direction).Dec()
-	m.transfers.WithLabelValues(metricLabel(user), direction, protocol, result).Inc()
-	m.transferDuration.WithLabelValues(direction, protocol).Observe(d.Seconds())
-}
-
-// A byteCounter adds to one user's byte total without looking it up again. The
-// zero value counts nothing.
-type byteCounter struct{ c prometheus.Counter }
-
-// Add counts n bytes; it does not allocate, and ignores n below 1.
-func (b byteCounter) Add(n int64) {
-	if n > 0 && b.c != nil {
-		b.c.Add(float64(n))
+// add counts n bytes while they move; it does not allocate, and ignores n below 1.
+func (t *countedTransfer) add(n int64) {
+	if n > 0 {
+		t.bytes.Add(float64(n))
 	}
 }
 
-// bytes returns the handle that a transfer adds its bytes to while it runs.
-func (m *metrics) bytes(user, direction, protocol string) byteCounter {
-	return byteCounter{m.transferBytes.WithLabelValues(metricLabel(user), direction, protocol)}
+// end counts the transfer out. Only the first end of a transfer counts.
+func (t *countedTransfer) end(result string) {
+	if t.ended {
+		return
+	}
+	t.ended = true
+	t.m.transfersActive.WithLabelValues(t.direction).Dec()
+	t.m.transfers.WithLabelValues(t.m.labels(t.user, t.direction, t.protocol, result)...).Inc()
+	t.m.transferDuration.WithLabelValues(t.direction, t.protocol).Observe(time.Since(t.started).Seconds())
+}
+
+// labels is the values of labels that begin with the user's, which is left out
+// where no label names one.
+func (m *metrics) labels(user string, more ...string) []string {
+	if m.src.Anonymous {
+		return more
+	}
+	m.namedMu.Lock()
+	m.named[user] = struct{}{}
+	m.namedMu.Unlock()
+	return append([]string{metricLabel(user)}, more...)
+}
+
+// forgetUsers ends the series of users who are none any more: their names would
+// else stay until a restart, however often users come and go.
+func (m *metrics) forgetUsers() {
+	if m.src.IsUser == nil {
+		return
+	}
+	m.namedMu.Lock()
+	defer m.namedMu.Unlock()
+	for name := range m.named {
+		if m.src.IsUser(name) {
+			continue
+		}
+		delete(m.named, name)
+		of := prometheus.Labels{"user": metricLabel(name)}
+		m.transfers.DeletePartialMatch(of)
+		m.transferBytes.DeletePartialMatch(of)
+		m.quotaRejects.DeletePartialMatch(of)
+	}
 }
 
 // command counts one control command and the code of its final reply. verb is
@@ -280,7 +406,31 @@ func (m *metrics) uploadHookLost(command, reason string) {
 func (m *metrics) datagram(service, result string) { m.datagrams.inc(service, result) }
 
 // quotaRejected counts an upload that the user's quota refused or cut short.
-func (m *metrics) quotaRejected(user string) { m.quotaRejects.WithLabelValues(metricLabel(user)).Inc() }
+func (m *metrics) quotaRejected(user string) { m.quotaRejects.WithLabelValues(m.labels(user)...).Inc() }
+
+// commandTook tells how long a command or request of that class took, without the
+// time that its client, its transfer or its program took.
+func (m *metrics) commandTook(class commandClass, d time.Duration) {
+	m.commandLatency[class].Observe(max(d, 0).Seconds())
+}
+
+// loginFailed counts a login that failed; reason is one of metricSources.LoginReasons.
+func (m *metrics) loginFailed(reason string) { m.loginFailures.WithLabelValues(reason).Inc() }
+
+// httpAnswered counts an answer of the http listener. page is one of httpPages.
+func (m *metrics) httpAnswered(page string, code int) {
+	if !slices.Contains(httpPages, page) {
+		page = metricOther
+	}
+	m.httpRequests.WithLabelValues(page, strconv.Itoa(code)).Inc()
+}
+
+// logSuppressed counts n lines that were left out of the log.
+func (m *metrics) logSuppressed(n int) {
+	if n > 0 {
+		m.suppressed.Add(float64(n))
+	}
+}
 
 // dataConnection counts a data connection: mode is passive or active, result
 // is ok, timeout, refused (wrong peer), unreachable or another fixed word.
@@ -354,8 +504,8 @@ func sourceDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// A sourceCollector asks metricSources at each scrape. One collector asks
-// Usage once for all four gauges, so that they agree with each other.
+// A sourceCollector asks metricSources at each scrape. Each source is asked once
+// for all that it tells, so that its gauges agree with each other.
 type sourceCollector struct {
 	src    metricSources
 	panics prometheus.Counter
@@ -368,47 +518,115 @@ func (s *sourceCollector) Describe(chan<- *prometheus.Desc) {}
 // Collect asks each source. The library runs it in a goroutine where a panic
 // would end the daemon, so each question is asked under a recover.
 func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
-	send := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	show := func(kind prometheus.ValueType, v float64, name, help string) {
+		ch <- prometheus.MustNewConstMetric(sourceDesc(name, help), kind, v)
 	}
-	if s.src.Usage != nil {
-		s.ask("berth_quota_bytes", ch, func() {
-			quota := sourceDesc("berth_quota_bytes", "Bytes the user may store; 0 means no limit.", "user")
-			used := sourceDesc("berth_quota_used_bytes", "Bytes the user's files take.", "user")
-			quotaFiles := sourceDesc("berth_quota_files", "Files the user may store; 0 means no limit.", "user")
-			usedFiles := sourceDesc("berth_quota_used_files", "Files the user has stored.", "user")
-			for _, u := range s.src.Usage() {
-				name := metricLabel(u.Name)
-				send(quota, float64(u.QuotaBytes), name)
-				send(used, float64(u.UsedBytes), name)
-				send(quotaFiles, float64(u.QuotaFiles), name)
-				send(usedFiles, float64(u.UsedFiles), name)
+	gauge := func(v float64, name, help string) { show(prometheus.GaugeValue, v, name, help) }
+	src := &s.src
+	ask := func(name string, given bool, question func()) {
+		if given {
+			s.ask(name, ch, question)
+		}
+	}
+	ask("berth_quota_bytes", src.Usage != nil, func() { s.collectUsage(ch) })
+	ask("berth_state_free_bytes", src.StateFree != nil, func() {
+		if free, err := src.StateFree(); err == nil {
+			gauge(float64(free), "berth_state_free_bytes", "Bytes free on the file system of the state directory.")
+		}
+	})
+	ask("berth_certificate_expiry_timestamp_seconds", src.CertificateExpiry != nil, func() {
+		if t := src.CertificateExpiry(); !t.IsZero() {
+			gauge(float64(t.Unix()), "berth_certificate_expiry_timestamp_seconds", "When the TLS certificate ends, as Unix time.")
+		}
+	})
+	ask("berth_on_upload_queue", src.UploadHooks != nil, func() {
+		gauge(float64(src.UploadHooks()), "berth_on_upload_queue", "Uploads whose on_upload command has yet to succeed.")
+	})
+	ask("berth_bans", src.Bans != nil, func() { gauge(float64(src.Bans()), "berth_bans", "Addresses banned now after failed logins.") })
+	ask("berth_passive_ports", src.Passive != nil, func() {
+		p := src.Passive()
+		if p.Size > 0 { // else any port will do, and a share of them means nothing
+			gauge(float64(p.Size), "berth_passive_ports", "Ports that data connections may come to.")
+			gauge(float64(p.Fullest), "berth_passive_fullest", "Passive ports that the client address with the fewest left cannot have now.")
+		}
+		gauge(float64(p.InUse), "berth_passive_ports_in_use", "Passive ports that wait for a client's connection.")
+		gauge(float64(p.Waiting), "berth_passive_waiting", "Clients that wait for a passive port.")
+		show(prometheus.CounterValue, float64(p.Refused), "berth_passive_refused_total", "PASV and EPSV refused because no passive port was free.")
+		show(prometheus.CounterValue, float64(p.Foreign), "berth_passive_foreign_total", "Connections to passive ports that nobody awaited, or from somebody else.")
+	})
+	ask("berth_partials", src.Partials != nil, func() {
+		n, oldest, known := src.Partials()
+		if known {
+			gauge(float64(n), "berth_partials", "Interrupted uploads that can be resumed.")
+		}
+		if known && n > 0 {
+			gauge(float64(oldest.Unix()), "berth_partials_oldest_timestamp_seconds", "When the last byte of the oldest interrupted upload came, as Unix time.")
+		}
+	})
+	ask("berth_ledger_homes", src.Homes != nil, func() {
+		h := src.Homes()
+		desc := sourceDesc("berth_ledger_homes", "Homes by what the quota ledger knows of them.", "state")
+		for state, n := range map[string]int{"known": h.Known, "scanning": h.Scanning, "unknown": h.Unknown} {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), state)
+		}
+	})
+	ask("berth_password_hash_queue", src.HashQueue != nil, func() {
+		gauge(float64(src.HashQueue()), "berth_password_hash_queue", "Logins that wait for their password hash.")
+	})
+	ask("berth_digest_queue", src.DigestQueue != nil, func() {
+		gauge(float64(src.DigestQueue()), "berth_digest_queue", "Requests that wait to compute a file's digest.")
+	})
+	ask("berth_staging_bytes", src.Staging != nil, func() {
+		gauge(float64(src.Staging()), "berth_staging_bytes", "Bytes of uploads under way, which have no name yet.")
+	})
+	ask("berth_draining", src.Draining != nil, func() {
+		v := 0.0
+		if src.Draining() {
+			v = 1
+		}
+		gauge(v, "berth_draining", "Whether the daemon is on its way down and takes no sessions (1).")
+	})
+}
+
+// collectUsage shows who may store what and does: each user, or all together.
+func (s *sourceCollector) collectUsage(ch chan<- prometheus.Metric) {
+	labels := []string{"user"}
+	all := s.src.Usage()
+	if s.src.Anonymous {
+		labels = nil
+		sum := userUsage{Known: true}
+		for _, u := range all {
+			sum.QuotaBytes += u.QuotaBytes
+			sum.QuotaFiles += u.QuotaFiles
+			if u.Known {
+				sum.UsedBytes += u.UsedBytes
+				sum.UsedFiles += u.UsedFiles
 			}
-		})
+		}
+		all = []userUsage{sum}
 	}
-	if s.src.StateFree != nil {
-		s.ask("berth_state_free_bytes", ch, func() {
-			if free, err := s.src.StateFree(); err == nil {
-				send(sourceDesc("berth_state_free_bytes", "Bytes free on the file system of the state directory."), float64(free))
-			}
-		})
-	}
-	if s.src.CertificateExpiry != nil {
-		s.ask("berth_certificate_expiry_timestamp_seconds", ch, func() {
-			if t := s.src.CertificateExpiry(); !t.IsZero() {
-				send(sourceDesc("berth_certificate_expiry_timestamp_seconds", "When the TLS certificate ends, as Unix time."), float64(t.Unix()))
-			}
-		})
-	}
-	if s.src.UploadHooks != nil {
-		s.ask("berth_on_upload_queue", ch, func() {
-			send(sourceDesc("berth_on_upload_queue", "Uploads whose on_upload command has yet to succeed."), float64(s.src.UploadHooks()))
-		})
-	}
-	if s.src.Bans != nil {
-		s.ask("berth_bans", ch, func() {
-			send(sourceDesc("berth_bans", "Addresses banned now after failed logins."), float64(s.src.Bans()))
-		})
+	quota := sourceDesc("berth_quota_bytes", "Bytes the user may store; 0 means no limit.", labels...)
+	used := sourceDesc("berth_quota_used_bytes", "Bytes the user's files take.", labels...)
+	quotaFiles := sourceDesc("berth_quota_files", "Files the user may store; 0 means no limit.", labels...)
+	usedFiles := sourceDesc("berth_quota_used_files", "Files the user has stored.", labels...)
+	rotates := sourceDesc("berth_quota_rotates", "Always 1, for users whose full home makes room by itself.", labels...)
+	for _, u := range all {
+		var name []string
+		if labels != nil {
+			name = []string{metricLabel(u.Name)}
+		}
+		send := func(d *prometheus.Desc, v int64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), name...)
+		}
+		send(quota, u.QuotaBytes)
+		send(quotaFiles, u.QuotaFiles)
+		if u.Known {
+			send(used, u.UsedBytes)
+			send(usedFiles, u.UsedFiles)
+		}
+		if u.Rotates {
+			send(rotates, 1)
+		}
 	}
 }
 
@@ -430,14 +648,13 @@ func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question
 // people, with the lines that status writes; both functions may be nil).
 // Nothing here changes anything.
 func (m *metrics) handler(ready func() error, status func(w io.Writer)) httpHandler {
-	scrapes := &scrapeHandler{gather: m.registry.Gather, inFlight: make(chan struct{}, scrapesInFlight)}
+	scrapes := &scrapeHandler{gather: m.gather, inFlight: make(chan struct{}, scrapesInFlight)}
 	metricsPage := httpWithin(scrapeTimeout, scrapes.answer, fmt.Sprintf("The scrape took more than %v.", scrapeTimeout))
 	return func(a *httpAnswer, q *httpRequest) {
 		a.set("X-Content-Type-Options", "nosniff")
 		a.set("Cache-Control", "no-store")
 		switch q.url.Path {
 		case "/metrics":
-			m.runtimeOnce.Do(m.addRuntime)
 			metricsPage(a, q)
 		case "/healthz":
 			a.set("Content-Type", "text/plain; charset=utf-8")
@@ -552,6 +769,13 @@ func gzipPreferred(accepted []string) bool {
 		}
 	}
 	return gzipWeight > identityWeight
+}
+
+// gather is what a scrape sees.
+func (m *metrics) gather() ([]*dto.MetricFamily, error) {
+	m.runtimeOnce.Do(m.addRuntime)
+	m.forgetUsers()
+	return m.registry.Gather()
 }
 
 // addRuntime registers the collectors that only a scrape needs.

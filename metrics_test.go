@@ -31,17 +31,39 @@ var updateMetrics = flag.Bool("update-metrics", false, "write testdata/metrics/s
 // exercisedMetrics returns metrics on which every method was called, so that
 // every family has a sample.
 func exercisedMetrics() *metrics {
-	m := newMetrics("1.2.3", "abcdef0", metricSources{
+	return exercise(newMetrics("1.2.3", "abcdef0", allSources()))
+}
+
+// allSources answers every question.
+func allSources() metricSources {
+	return metricSources{
+		LoginReasons: []string{"unknown_user", "bad_password"},
 		Usage: func() []userUsage {
 			return []userUsage{
-				{Name: "ann", QuotaBytes: 2 << 30, UsedBytes: 12345, QuotaFiles: 1000, UsedFiles: 7},
-				{Name: "cam\"1", UsedBytes: 5},
+				{Name: "ann", QuotaBytes: 2 << 30, UsedBytes: 12345, QuotaFiles: 1000, UsedFiles: 7, Known: true},
+				{Name: "cam\"1", UsedBytes: 5, Known: true, Rotates: true},
+				{Name: "new", QuotaBytes: 1 << 20}, // whose home is still being counted
 			}
 		},
+		IsUser:            func(name string) bool { return name == "ann" },
 		StateFree:         func() (uint64, error) { return 123456789, nil },
 		CertificateExpiry: func() time.Time { return time.Unix(2000000000, 0) },
 		Bans:              func() int { return 3 },
-	})
+		UploadHooks:       func() int { return 2 },
+		Passive: func() passiveUsage {
+			return passiveUsage{Size: 1000, InUse: 12, Fullest: 13, Waiting: 4, Refused: 5, Foreign: 6}
+		},
+		Partials:    func() (int, time.Time, bool) { return 2, time.Unix(1900000000, 0), true },
+		Homes:       func() homeStates { return homeStates{Known: 7, Scanning: 1, Unknown: 2} },
+		HashQueue:   func() int { return 8 },
+		DigestQueue: func() int { return 9 },
+		Staging:     func() int64 { return 1 << 20 },
+		Draining:    func() bool { return true },
+	}
+}
+
+// exercise calls every method.
+func exercise(m *metrics) *metrics {
 	m.sessionStarted("ftp")
 	m.sessionStarted("ftp")
 	m.sessionSwitched("ftp", "frames")
@@ -50,18 +72,27 @@ func exercisedMetrics() *metrics {
 	m.sessionRefused("ftps")
 	m.login("password", "ok")
 	m.login("password", "failed")
-	m.transferStarted("upload")
-	m.transferStarted("download")
-	m.bytes("ann", "upload", "ftp").Add(4096)
-	m.bytes("ann", "upload", "ftp").Add(0)
-	m.bytes("ann", "upload", "ftp").Add(-1)
-	byteCounter{}.Add(1)
-	m.transferEnded("ann", "upload", "ftp", "ok", 250*time.Millisecond)
+	up := m.transferStarted("ann", "upload", "ftp")
+	m.transferStarted("ann", "download", "ftps")
+	for _, n := range []int64{4096, 0, -1} {
+		up.add(n)
+	}
+	up.started = up.started.Add(-250 * time.Millisecond)
+	up.end("ok")
+	up.end("error") // of no effect
 	m.command("RETR", 226)
 	m.command("RETR", 550)
 	m.command("", 500)
 	m.command("NOOP", 0)
 	m.commandRun("snap", "ok", 2*time.Second)
+	m.uploadHookLost("snap", "given_up")
+	m.commandTook(classTransfer, 20*time.Millisecond)
+	m.commandTook(classOther, -time.Second) // a clock that was set, or rounding
+	m.loginFailed("bad_password")
+	m.httpAnswered("metrics", 200)
+	m.httpAnswered("/%2e%2e/etc", 404)
+	m.logSuppressed(3)
+	m.logSuppressed(-3)
 	m.datagram("time", "ok")
 	m.quotaRejected("ann")
 	m.dataConnection("passive", "ok")
@@ -238,11 +269,12 @@ func TestPairCounterIsBounded(t *testing.T) {
 
 func TestHotCountersDoNotAllocate(t *testing.T) {
 	m := newMetrics("v", "r", metricSources{})
-	b := m.bytes("ann", "download", "ftp")
+	b := m.transferStarted("ann", "download", "ftp")
 	if n := testing.AllocsPerRun(100, func() {
 		m.command("RETR", 226)
 		m.datagram("time", "ok")
-		b.Add(65536)
+		b.add(65536)
+		m.commandTook(classTransfer, time.Millisecond)
 	}); n != 0 {
 		t.Errorf("%v allocations, want 0", n)
 	}
@@ -255,13 +287,12 @@ func TestMetricsConcurrently(t *testing.T) {
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			b := m.bytes("ann", "upload", "ftp")
 			for i := range rounds {
 				m.sessionStarted("ftp")
 				m.command(fmt.Sprintf("V%d", i%20), 200)
-				m.transferStarted("upload")
-				b.Add(3)
-				m.transferEnded("ann", "upload", "ftp", "ok", time.Millisecond)
+				b := m.transferStarted("ann", "upload", "ftp")
+				b.add(3)
+				b.end("ok")
 				m.sessionEnded("ftp", "ok")
 				if i%100 == w {
 					getPage(t, h, "GET", "/metrics")

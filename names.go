@@ -681,6 +681,7 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 		}
 	}
 	u.size = now.size
+	j.set.staged.Add(u.size)
 	switch {
 	case leave:
 		u.end()

@@ -51,6 +51,22 @@ type command struct {
 	help    string
 	feat    func(*session) string // its line in FEAT; "" for none
 	run     func(s *session, arg string) error
+	class   commandClass // made from the rest, for the metrics
+}
+
+// classify tells what kind of work a row of the table is, by its rules.
+func (c *command) classify() commandClass {
+	switch {
+	case c.verb == "USER" || c.verb == "PASS":
+		return classLogin
+	case c.perm == permList:
+		return classList
+	case c.data:
+		return classTransfer
+	case c.login && !c.keep: // those that keep REST set parameters of transfers
+		return classFile
+	}
+	return classOther
 }
 
 // handle answers one line. It returns an error only if the session is over.
@@ -64,6 +80,7 @@ func (s *session) handle(line string) error {
 		return s.unknown(verb, line)
 	}
 	s.setVerb(c.verb)
+	began := s.timing()
 	if s.srv.debug() {
 		shown := arg
 		if c.verb == "PASS" || c.verb == "ACCT" {
@@ -108,6 +125,7 @@ func (s *session) handle(line string) error {
 		s.arm.dismiss()
 	}
 	s.setVerb("")
+	s.timed(c.class, began)
 	s.idleAt = s.idleDeadline()
 	return err
 }
@@ -281,7 +299,11 @@ func (s *session) cmdPASS(password string) error {
 // client has been told, and the error is nil unless the session is over.
 func (s *session) checkPassword(name, password string) (*user, error) {
 	s.flush()
+	held := s.elsewhere()
 	u, err := s.srv.auth.verify(s.srv.ctx, name, password, s.peer)
+	if err != nil {
+		held() // an answer that is held back says nothing of how busy the box is
+	}
 	switch {
 	case err == nil:
 		return u, nil
@@ -582,7 +604,9 @@ func (s *session) startTLS(implicit bool) error {
 	cfg, id := s.srv.keys.control(s.peer)
 	c := tls.Server(s.bare, cfg)
 	s.shake(true)
+	shaken := s.elsewhere()
 	err := c.Handshake()
+	shaken()
 	s.shake(false)
 	if err != nil {
 		s.srv.keys.end(id)

@@ -112,6 +112,7 @@ func init() {
 		commands = append(commands, command{verb: verb})
 	}
 	for i := range commands {
+		commands[i].class = commands[i].classify()
 		commandIndex[commands[i].verb] = &commands[i]
 	}
 	// RFC 1123 section 4.1.3.1.
@@ -521,10 +522,13 @@ func (s *session) digestOf(f *os.File, p string, from, to int64, alg int) (sum [
 	x.file = p
 	s.flush()
 	aborts, err = s.watched(x, s.verb, func() error {
+		s.srv.digestQueue.Add(1)
 		select {
 		case s.srv.hashing <- struct{}{}:
+			s.srv.digestQueue.Add(-1)
 			defer func() { <-s.srv.hashing }()
 		case <-x.stop:
+			s.srv.digestQueue.Add(-1)
 			return x.cancelled()
 		}
 		return digest(h, f, from, to, x.cancelled)

@@ -103,9 +103,9 @@ func (s *session) sendListing(l *listing, p string, stat bool, before []entry, f
 // sendLines runs the data connection of a listing. It is no file transfer, so
 // it is neither logged nor counted as one.
 func (s *session) sendLines(p string, write func(out io.Writer) error) error {
-	x, aborts, err := s.transfer(false, p, 0, "Here comes the listing.", func(x *transfer) error {
+	x, aborts, err := s.transfer(false, p, 0, "Here comes the listing.", nil, func(x *transfer) error {
 		w, finish := x.encoder(coding{z: s.modeZ})
-		err := write(sent{x: x, w: w})
+		err := write(sent{x: x, w: w, elsewhere: s.elsewhere})
 		if err == nil {
 			err = finish()
 		}

@@ -347,7 +347,8 @@ type transferFunc func(x *transfer) error
 // transfer runs one data connection from 150 to the moment before the final
 // reply: it opens it, announces it, encrypts it, moves the bytes, closes it.
 // p is what the bytes are of, and total how many they are, if that is known.
-func (s *session) transfer(upload bool, p string, total int64, opening string, move transferFunc) (x *transfer, aborts int, err error) {
+// count is told of them as they move; nil: nobody is.
+func (s *session) transfer(upload bool, p string, total int64, opening string, count func(int64), move transferFunc) (x *transfer, aborts int, err error) {
 	cfg := s.srv.config()
 	if err := s.mayUseClearData(); err != nil {
 		return nil, 0, err
@@ -355,17 +356,15 @@ func (s *session) transfer(upload bool, p string, total int64, opening string, m
 	x = newTransfer(cfg.Limits.DataTimeout.std(), s.limiterFor(upload))
 	x.attended, x.file = upload && !s.has(quirkHangUp), p
 	x.total.Store(total)
+	x.count = count
 	ended := false
 	defer func() {
 		if !ended { // a panic: run's recover ends the session, and this the data connection
 			x.close(errControlGone)
-			if x.count == nil {
-				return // a listing, which nobody counts
-			}
-			s.srv.metrics.transferEnded(s.userName(), direction(upload), s.proto, "error", time.Since(x.started))
 		}
 	}()
 	s.flush()
+	moved := s.elsewhere()
 	aborts, err = s.watched(x, s.verb, func() error {
 		mode := "active"
 		if s.arm.ln != nil {
@@ -387,10 +386,14 @@ func (s *session) transfer(upload bool, p string, total int64, opening string, m
 				return err
 			}
 		}
+		if count == nil {
+			moved() // a listing is made while it is sent, and see sent
+		}
 		return move(x)
 	})
 	ended = true
 	x.close(err)
+	moved()
 	return x, aborts, err
 }
 
@@ -462,27 +465,28 @@ func (s *session) cmdRETR(arg string) error {
 
 // download runs a transfer to the client, with its log line and metrics.
 func (s *session) download(p string, total int64, opening string, move transferFunc) error {
-	m := s.srv.metrics
-	m.transferStarted("download")
-	started := time.Now()
-	x, aborts, err := s.transfer(false, p, total, opening, func(x *transfer) error {
-		x.count = m.bytes(s.user.Name, "download", s.proto).Add
-		return move(x)
-	})
-	s.recordTransfer(p, "download", x, started, err, nil)
+	counted := s.startTransfer(false)
+	defer counted.end("error") // of no effect after recordTransfer: only a panic comes to it
+	x, aborts, err := s.transfer(false, p, total, opening, counted.add, move)
+	s.recordTransfer(p, counted, x, err, nil)
 	s.conclude(err, "Transfer complete.", aborts)
 	return nil
 }
 
+// startTransfer counts a transfer of the session's user in.
+func (s *session) startTransfer(upload bool) *countedTransfer {
+	return s.srv.metrics.transferStarted(s.user.Name, direction(upload), s.proto)
+}
+
 // recordTransfer tells log and metrics how a transfer ended.
-func (s *session) recordTransfer(p, direction string, x *transfer, started time.Time, err error, sum []byte) {
+func (s *session) recordTransfer(p string, counted *countedTransfer, x *transfer, err error, sum []byte) {
 	result := transferResult(err)
-	dur := time.Since(started)
+	dur := time.Since(counted.started)
 	var moved int64
 	if x != nil {
 		moved = x.moved.Load()
 	}
-	s.srv.metrics.transferEnded(s.user.Name, direction, s.proto, result, dur)
+	counted.end(result)
 	s.transferLog(result, p, moved, dur, err, sum)
 }
 
@@ -618,11 +622,9 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	if u.start == 0 { // else nobody knows whether ALLO means all or the rest
 		total = max(allo, 0)
 	}
-	m := s.srv.metrics
-	m.transferStarted("upload")
-	started := time.Now()
-	x, aborts, err := s.transfer(true, p, total, opening, func(x *transfer) error {
-		x.count = m.bytes(s.user.Name, "upload", s.proto).Add
+	counted := s.startTransfer(true)
+	defer counted.end("error") // of no effect after settle: only a panic comes to it
+	x, aborts, err := s.transfer(true, p, total, opening, counted.add, func(x *transfer) error {
 		if allo > 0 && s.jail.rotate {
 			if err := u.announced(allo); err != nil {
 				return err
@@ -639,7 +641,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 		}
 		notified, err := x.receive(u, coding{ascii: s.converting(), z: s.modeZ}, sum, &s.srv.splices)
 		if err == nil && !notified {
-			m.missingCloseNotify.Inc()
+			s.srv.metrics.missingCloseNotify.Inc()
 			s.srv.log.Warn("upload without close_notify", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "path", p, "bytes", u.size)
 			if cfg.TLS.StrictEOF {
 				return errCutShort
@@ -656,7 +658,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	if err == nil && sum != nil {
 		u.sum = sum.Sum(nil)
 	}
-	err = s.settle(p, u, x, started, err)
+	err = s.settle(p, u, x, counted, err)
 	if errors.Is(err, errShort) {
 		s.reply(codeAborted, fmt.Sprintf("Only %d of the %d bytes that ALLO announced arrived; resume with REST %d.", u.size, allo, u.size))
 		s.lateAborts(aborts)
@@ -680,7 +682,7 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 // settle ends an upload, whichever front end it came by: as a file, if err is nil,
 // else as whatever is kept of it. It tells on_upload, metrics and log, and returns
 // how it ended.
-func (s *session) settle(p string, u *upload, x *transfer, started time.Time, err error) error {
+func (s *session) settle(p string, u *upload, x *transfer, counted *countedTransfer, err error) error {
 	if err == nil {
 		if err = u.commit(); err == nil {
 			s.uploaded(p, u)
@@ -693,7 +695,7 @@ func (s *session) settle(p string, u *upload, x *transfer, started time.Time, er
 	case noRoom(err), errors.Is(err, errDigest):
 		u.refuse()
 	}
-	s.recordTransfer(p, "upload", x, started, err, u.sum)
+	s.recordTransfer(p, counted, x, err, u.sum)
 	u.interrupt()
 	return err
 }

@@ -81,12 +81,23 @@ func readmeBlocks(t *testing.T) []readmeBlock {
 // has this title.
 func readmeTable(t *testing.T, heading, title string) [][]string {
 	t.Helper()
+	return tableRows(t, readmeFile, heading, title)
+}
+
+// tableRows is the same of another file; without a heading it is the rows of all tables
+// whose first column has that title.
+func tableRows(t *testing.T, file, heading, title string) [][]string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var rows [][]string
-	under, inside := false, false
-	for _, line := range readmeLines(t) {
+	under, inside := heading == "", false
+	for line := range strings.SplitSeq(string(text), "\n") {
 		switch {
 		case strings.HasPrefix(line, "## "):
-			under, inside = line == "## "+heading, false
+			under, inside = heading == "" || line == "## "+heading, false
 		case under && strings.HasPrefix(line, "| "+title+" |"):
 			inside = true
 		case !strings.HasPrefix(line, "|"):
@@ -100,7 +111,7 @@ func readmeTable(t *testing.T, heading, title string) [][]string {
 		}
 	}
 	if len(rows) == 0 {
-		t.Fatalf("%s has no table %q under %q", readmeFile, title, heading)
+		t.Fatalf("%s has no table %q under %q", file, title, heading)
 	}
 	return rows
 }
@@ -318,10 +329,12 @@ func TestREADMEVerbTable(t *testing.T) {
 	}
 }
 
-// TestREADMEMetricsTable scrapes a daemon that has done a bit of everything.
-func TestREADMEMetricsTable(t *testing.T) {
+// TestMetricsTable holds docs/metrics.md against a scrape of a daemon that has done a bit
+// of everything.
+func TestMetricsTable(t *testing.T) {
 	file, b := writeConfig(t, daemonListen+"tls.session_reuse = \"warn\"\ncommands.t.run = [\"/bin/true\"]\n")
 	b.user(t, "ann", "quota_bytes = \"10B\"\non_upload = \"t\"\n")
+	b.user(t, "cam", "quota_bytes = \"10B\"\nwhen_full = \"rotate\"\n")
 	queue := filepath.Join(b.dir, "state", "on_upload")
 	if err := os.Mkdir(queue, 0o700); err != nil {
 		t.Fatal(err)
@@ -374,9 +387,9 @@ func TestREADMEMetricsTable(t *testing.T) {
 		}
 		return bytes.Contains(page, []byte("berth_commands_total{"))
 	})
-	labels := map[string]map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^# TYPE (berth_\w+) `).FindAllStringSubmatch(string(page), -1) {
-		labels[m[1]] = map[string]bool{}
+	labels, kinds := map[string]map[string]bool{}, map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (berth_\w+) (\w+)$`).FindAllStringSubmatch(string(page), -1) {
+		labels[m[1]], kinds[m[1]] = map[string]bool{}, m[2]
 	}
 	for _, m := range regexp.MustCompile(`(?m)^(berth_\w+?)(?:_bucket|_sum|_count)?\{(.*)\} `).FindAllStringSubmatch(string(page), -1) {
 		for _, l := range regexp.MustCompile(`(\w+)="`).FindAllStringSubmatch(m[2], -1) {
@@ -386,17 +399,28 @@ func TestREADMEMetricsTable(t *testing.T) {
 		}
 	}
 	var documented []string
-	for _, row := range readmeTable(t, "Metrics", "metric") {
+	for _, row := range tableRows(t, "docs/metrics.md", "", "metric") {
+		if len(row) != 5 {
+			t.Errorf("a row of %d cells: %q", len(row), row)
+			continue
+		}
 		name := strings.Trim(row[0], "`")
+		if slices.Contains(documented, name) {
+			t.Errorf("%s is documented twice", name)
+		}
 		documented = append(documented, name)
-		if want, got := readmeWords(row[1]), slices.Sorted(maps.Keys(labels[name])); labels[name] != nil {
-			slices.Sort(want)
-			if !slices.Equal(want, got) {
-				t.Errorf("%s: labels %q are documented, %q are there", name, want, got)
-			}
+		if labels[name] == nil {
+			continue // told below
+		}
+		if row[1] != kinds[name] || row[3] == "" {
+			t.Errorf("%s is documented as a %q that means %q; it is a %s", name, row[1], row[3], kinds[name])
+		}
+		want, got := readmeWords(row[2]), slices.Sorted(maps.Keys(labels[name]))
+		if slices.Sort(want); !slices.Equal(want, got) {
+			t.Errorf("%s: labels %q are documented, %q are there", name, want, got)
 		}
 	}
-	readmeSame(t, "the metrics table", documented, slices.Collect(maps.Keys(labels)))
+	readmeSame(t, "docs/metrics.md", documented, slices.Collect(maps.Keys(labels)))
 	p.signal(syscall.SIGTERM)
 	p.ended(exitOK)
 }

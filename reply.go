@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Reply codes, named by the situation they tell of (RFC 959 section 4.2.1;
@@ -143,7 +144,9 @@ func (s *session) flushLocked() error {
 		if !s.patient {
 			s.allowReply()
 		}
+		began := time.Now()
 		_, s.outErr = s.conn.Write(s.out)
+		s.away += time.Since(began) // a client that reads slowly
 	}
 	if cap(s.out) == outBuffer { // one that grew for a long reply is not kept
 		b := s.out

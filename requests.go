@@ -45,6 +45,22 @@ type requestKind struct {
 	noLogin bool // the operator needs no login for it
 	streams bool // takes D, F, S or W behind its R
 	run     func(s *session, q *request) error
+	class   commandClass // made from the rest, for the metrics
+}
+
+// classify tells what kind of work a row of the table is, by its rules.
+func (r *requestKind) classify() commandClass {
+	switch {
+	case r.do == "login":
+		return classLogin
+	case r.do == "get" || r.do == "put":
+		return classTransfer
+	case r.perm == permList:
+		return classList
+	case r.perm != 0 || r.do == "cd":
+		return classFile
+	}
+	return classOther
 }
 
 var (
@@ -81,6 +97,7 @@ func init() {
 		{do: "drain", help: "end the daemon when running transfers are done", onBox: true, run: (*session).doDrain},
 	}
 	for i := range requests {
+		requests[i].class = requests[i].classify()
 		requestIndex[requests[i].do] = &requests[i]
 	}
 }

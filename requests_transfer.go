@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -119,15 +118,17 @@ func (s *session) doPut(q *request) error {
 			}
 		}
 		s.answer(&putAnswer{answer: answer{Code: codeDataOpening, Text: "Ready to take the file."}, Offset: &u.start})
-		s.srv.metrics.transferStarted("upload")
-		started := time.Now()
+		counted := s.startTransfer(true)
+		defer counted.end("error") // of no effect after settle: only a panic comes to it
 		in.u = u
-		in.x = s.framedTransfer(true, s.limiterFor(true))
+		in.x = s.framedTransfer(true, counted)
 		in.x.file = p
 		in.x.total.Store(max(in.size-u.start, 0))
 		end := s.running(in.x, s.verb+" "+p)
 		defer in.release()
+		moved := s.elsewhere()
 		err = in.receive()
+		moved()
 		if err == nil && !when.IsZero() {
 			err = setFileTime(u.file, when)
 		}
@@ -137,7 +138,7 @@ func (s *session) doPut(q *request) error {
 		end()
 		in.release()
 		cause := in.x.explain(err)
-		err = s.settle(p, u, in.x, started, cause)
+		err = s.settle(p, u, in.x, counted, cause)
 		var broken *protocolError
 		switch {
 		case errors.As(cause, &broken):
@@ -582,8 +583,8 @@ func (in *incoming) conclude(err error) error {
 // framedTransfer is a transfer whose bytes travel as frames. Cancelling it does
 // not unblock anything: the frame that is on its way has to be finished, or nobody
 // could find the next one.
-func (s *session) framedTransfer(upload bool, limit *rate.Limiter) *transfer {
-	x := newTransfer(s.srv.config().Limits.DataTimeout.std(), limit)
+func (s *session) framedTransfer(upload bool, counted *countedTransfer) *transfer {
+	x := newTransfer(s.srv.config().Limits.DataTimeout.std(), s.limiterFor(upload))
 	x.attended = upload
 	x.conn = s.conn
 	if s.peer.IsValid() {
@@ -599,7 +600,7 @@ func (s *session) framedTransfer(upload bool, limit *rate.Limiter) *transfer {
 		}
 		return set(t)
 	}
-	x.count = s.srv.metrics.bytes(s.user.Name, direction(upload), s.proto).Add
+	x.count = counted.add
 	return x
 }
 
@@ -650,10 +651,12 @@ func (s *session) doGet(q *request) error {
 			n = min(n, *q.Size)
 		}
 		s.answer(&getAnswer{answer{Code: codeDataOpening, Text: "Here it comes."}, e.size, e.mtime().UTC().Format(time.RFC3339Nano), modeText(e.mode), q.Offset, markedPartial(f)})
-		s.srv.metrics.transferStarted("download")
-		x := s.framedTransfer(false, s.limiterFor(false))
+		counted := s.startTransfer(false)
+		defer counted.end("error") // of no effect after recordTransfer: only a panic comes to it
+		x := s.framedTransfer(false, counted)
 		x.file = p
 		x.total.Store(n)
+		moved := s.elsewhere()
 		out := &outgoing{s: s, x: x, f: f, at: q.Offset, end: q.Offset + n}
 		var sum []byte
 		if n <= smallGet && x.limit == nil {
@@ -667,8 +670,9 @@ func (s *session) doGet(q *request) error {
 				return err
 			})
 		}
+		moved()
 		err = x.explain(err)
-		s.recordTransfer(p, "download", x, x.started, err, nil)
+		s.recordTransfer(p, counted, x, err, nil)
 		if err != nil {
 			return s.endOfData(err)
 		}

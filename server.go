@@ -53,26 +53,29 @@ const (
 // A server is the daemon: what all sessions share. Its sessions are its own to
 // end: live returns only when the last one has.
 type server struct {
-	current    atomic.Pointer[config]
-	configPath string
-	log        *slog.Logger
-	level      *slog.LevelVar
-	users      *users
-	auth       *authenticator
-	keys       *tlsKeeper
-	jails      *jailSet
-	house      *housekeeper
-	hooks      *hookQueue
-	launcher   *launcher
-	ports      *dataPorts
-	metrics    *metrics
-	splices    splices
-	quick      quickPoll
-	hashing    chan struct{} // a place each for digests computed at once
-	chat       chat
-	ctx        context.Context // ends when the server does
-	end        context.CancelFunc
-	started    time.Time
+	current     atomic.Pointer[config]
+	configPath  string
+	log         *slog.Logger
+	level       *slog.LevelVar
+	users       *users
+	auth        *authenticator
+	keys        *tlsKeeper
+	jails       *jailSet
+	house       *housekeeper
+	hooks       *hookQueue
+	launcher    *launcher
+	ports       *dataPorts
+	metrics     *metrics
+	splices     splices
+	quick       quickPoll
+	hashing     chan struct{} // a place each for digests computed at once
+	digestQueue atomic.Int32  // requests that wait for one
+	lookUsers   patientLook[struct{}]
+	lookFree    patientLook[freeSpace]
+	chat        chat
+	ctx         context.Context // ends when the server does
+	end         context.CancelFunc
+	started     time.Time
 
 	signals   chan os.Signal // and what stands for them
 	sockets   []socket
@@ -148,13 +151,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	s.house = newHousekeeper(s.ctx, us, s.jails, s.config, log)
 	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
 	v, rev := buildVersion()
-	s.metrics = newMetrics(v, rev, metricSources{
-		StateFree:         func() (uint64, error) { return freeBytes(cfg.Server.StateDir) },
-		CertificateExpiry: keys.notAfter,
-		Bans:              func() int { return s.auth.bans() },
-		Usage:             s.usage,
-		UploadHooks:       func() int { return s.hooks.len() },
-	})
+	s.metrics = newMetrics(v, rev, s.metricSources(cfg))
 	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
 		launch: s.launch, sandbox: s.hookSandbox, ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost,
 		after: func(user string) { s.house.attend(user, time.Now().Add(hookRecount)) }})
@@ -163,6 +160,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	}
 	keys.onReuse = s.metrics.tlsResumption
 	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
+	s.auth.failed = s.metrics.loginFailed
 	s.told = us.all()
 	return s, nil
 }
@@ -192,35 +190,6 @@ func checkTogether(cfg *config, us []*user) error {
 		return errs
 	}
 	return nil
-}
-
-// usage is what the quota metrics show: every user whose files are counted.
-func (s *server) usage() []userUsage {
-	var all []userUsage
-	for _, u := range s.users.all() {
-		if u.Quota == "filesystem" {
-			continue
-		}
-		line := userUsage{Name: u.Name, QuotaBytes: int64(u.QuotaBytes), QuotaFiles: u.QuotaFiles}
-		if b := s.jails.ledger.user(u.Name); b != nil {
-			var known bool
-			if line.UsedBytes, line.UsedFiles, known = b.usage(); !known {
-				continue
-			}
-		} else if _, err := os.Stat(u.Home); !errors.Is(err, os.ErrNotExist) {
-			continue // not looked at yet; who has no home stores nothing
-		}
-		all = append(all, line)
-	}
-	return all
-}
-
-func freeBytes(dir string) (uint64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, err
-	}
-	return st.Bavail * uint64(st.Bsize), nil
 }
 
 // tidy gives memory back after a burst. Left alone the runtime does so too, but

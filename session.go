@@ -114,9 +114,10 @@ type session struct {
 	idleAt    time.Time
 
 	patient bool       // replies may take as long as the client likes; guarded by wmu
-	wmu     sync.Mutex // guards out and outErr; held while replies are sent
+	wmu     sync.Mutex // guards out, outErr and away; held while replies are sent
 	out     []byte
 	outErr  error
+	away    time.Duration // of the running command: what elsewhere has taken
 
 	mu       sync.Mutex // guards what follows; never held while anything blocks
 	verb     string
@@ -562,6 +563,38 @@ func (s *session) finish(result string) {
 	}
 	s.conn.Close()
 	s.srv.ended(s, result)
+}
+
+// elsewhere begins a time that is the client's, or is measured as a transfer's or a
+// program's: until back it is not the command's. Such times may lie in each other.
+func (s *session) elsewhere() (back func()) {
+	began, over := time.Now(), false
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	was := s.away
+	return func() {
+		s.wmu.Lock()
+		defer s.wmu.Unlock()
+		if !over {
+			s.away, over = was+time.Since(began), true
+		}
+	}
+}
+
+// timing begins the time of a command, and timed tells the metrics how long it was.
+func (s *session) timing() (began time.Time) {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.away = 0
+	return time.Now()
+}
+
+func (s *session) timed(class commandClass, began time.Time) {
+	took := time.Since(began)
+	s.wmu.Lock()
+	took -= s.away
+	s.wmu.Unlock()
+	s.srv.metrics.commandTook(class, took)
 }
 
 func (s *session) userName() string {

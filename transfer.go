@@ -270,11 +270,13 @@ func (l *lfReader) Read(p []byte) (int, error) {
 
 // sent is the writer for listings: it counts, and flushes nothing by itself.
 type sent struct {
-	x *transfer
-	w io.Writer
+	x         *transfer
+	w         io.Writer
+	elsewhere func() (back func()) // told while a client takes its time
 }
 
 func (s sent) Write(p []byte) (int, error) {
+	defer s.elsewhere()()
 	n, err := s.w.Write(p)
 	s.x.progress(int64(n))
 	return n, s.x.explain(err)

@@ -328,6 +328,7 @@ func (u *upload) adopt(name string, offset int64) error {
 	}
 	u.file, u.stage = f, stage
 	u.start, u.size, u.resumed = offset, offset, true
+	u.jail.set.staged.Add(offset)
 	if name == u.base {
 		u.old, u.credit = entry{}, quota{} // the name is free now, and an interruption gives it back
 	}
@@ -432,6 +433,7 @@ func (u *upload) Write(p []byte) (int, error) {
 
 func (u *upload) wrote(n int64) {
 	u.size += n
+	u.jail.set.staged.Add(n)
 	if u.group != nil {
 		u.written += n
 		u.group.dirty.Add(n)
@@ -661,6 +663,7 @@ func (u *upload) cut(n int64) bool {
 	if n <= 0 || unix.Ftruncate(int(u.file.Fd()), n) != nil {
 		return false
 	}
+	u.jail.set.staged.Add(n - u.size)
 	u.size = n
 	if u.charged.bytes > n {
 		u.balance.unreserve(u.charged.bytes-n, 0)
@@ -718,6 +721,7 @@ func (u *upload) discard() {
 // and what it was charged.
 func (u *upload) end() {
 	u.done = true
+	u.jail.set.staged.Add(-u.size)
 	if u.stage != "" {
 		if err := unix.Unlinkat(int(u.dir.Fd()), u.stage, 0); err != nil && err != unix.ENOENT && u.jail.set.attend != nil {
 			// A sweep finds it, takes it for what a crash has left, and charges it anew.

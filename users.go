@@ -770,6 +770,12 @@ func (us *users) known(fn func(*user)) {
 	}
 }
 
+// isKnown tells whether there was a file of that name at the last look at them.
+func (us *users) isKnown(name string) bool {
+	_, ok := us.current.Load().entries[name]
+	return ok
+}
+
 // all is every valid user, sorted by name.
 func (us *users) all() []*user {
 	us.refresh()
