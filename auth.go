@@ -7,6 +7,7 @@ package main
 // comes in here was chosen by strangers, and no password leaves it, in an error or a log.
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"crypto/hmac"
@@ -188,17 +189,13 @@ func (a *authenticator) verify(ctx context.Context, name, password string, peer 
 		return nil, err
 	}
 	u := a.users.get(name)
-	hash, reason := a.dummy, reasonPassword
+	hash, reason := a.dummy, u.barred(peer)
 	switch {
-	case u == nil:
-		reason = reasonUnknown
-	case u.Disabled:
-		reason = reasonDisabled
-	case !a.allowed(u, peer):
-		reason = reasonNotAllowed
+	case reason != "":
 	case u.hash != nil && password != "" && len(password) <= maxPassword:
 		hash = u.hash
 	}
+	reason = cmp.Or(reason, reasonPassword)
 	if len(password) > maxPassword {
 		password = password[:maxPassword] // for the dummy, which fits nothing
 	}
@@ -310,16 +307,27 @@ func (a *authenticator) refuseBanned(name string, peer netip.Addr, method string
 	return bannedError{left}
 }
 
-// allowed tells whether u may log in at all, and from peer. The zero Addr, the other
-// end of a unix socket, is this machine: it passes allow_from where loopback does.
-func (a *authenticator) allowed(u *user, peer netip.Addr) bool {
-	if u.Disabled {
-		return false
+// allowed tells whether u may log in at all, and from peer.
+func (a *authenticator) allowed(u *user, peer netip.Addr) bool { return u.barred(peer) == "" }
+
+// barred is the reason why nobody logs in as u from peer, whatever he knows; "": none.
+// There may be no u.
+func (u *user) barred(peer netip.Addr) string {
+	switch {
+	case u == nil:
+		return reasonUnknown
+	case u.Disabled:
+		return reasonDisabled
+	case len(u.AllowFrom) > 0 && u.allowRule(peer) < 0:
+		return reasonNotAllowed
 	}
-	if len(u.AllowFrom) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(u.AllowFrom, func(n network) bool {
+	return ""
+}
+
+// allowRule is the entry of allow_from that has peer, or -1. The zero Addr, the other
+// end of a unix socket, is this machine: it passes where loopback does.
+func (u *user) allowRule(peer netip.Addr) int {
+	return slices.IndexFunc(u.AllowFrom, func(n network) bool {
 		if !peer.IsValid() {
 			return n.contains(netip.IPv6Loopback()) || n.contains(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 		}

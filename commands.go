@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"regexp/syntax"
 	"slices"
@@ -154,7 +155,12 @@ func leadingDash(re *syntax.Regexp) bool {
 // mayExec refuses commands where a password would not be taken: what they print and
 // what they are told is as good.
 func (s *session) mayExec() bool {
-	return s.tls != nil || !s.peer.IsValid() || s.nearby() || s.user.TLS == "optional"
+	return s.tls != nil || execInClear(s.user, s.peer, s.nearby())
+}
+
+// execInClear is mayExec where there is no TLS.
+func execInClear(u *user, peer netip.Addr, nearby bool) bool {
+	return !peer.IsValid() || nearby || u.TLS == "optional"
 }
 
 // A job is a command that may be run, with all that is known of it before.

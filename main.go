@@ -114,11 +114,13 @@ func daemonVerbs() []verb {
 				{"berth runner", "with /etc/berth/berth.toml"},
 				{"berth runner --config try/berth.toml", "with another configuration"},
 			}},
-		{name: "check", options: []option{configOption}, run: runCheck,
+		{name: "check", args: "[user=NAME from=ADDRESS]", max: 2, options: []option{configOption, explainOption, {name: "json", help: "with --explain: one JSON object"}}, run: runCheck,
 			help: "say what is wrong with the configuration, with file and line",
+			text: "With --explain it tells whether a user may log in from an address, and what holds for him then: each step as the daemon decides it, with the key and the line that decide. from=local is the unix socket, and without from he comes from this machine. Exit code 0 if he may log in, 1 if not.",
 			examples: []example{
 				{"berth check", "the configuration of the system"},
 				{"berth check --config berth.toml && systemctl reload berth", "only what is right is loaded"},
+				{"berth check --explain user=ann from=10.0.0.7", "why she can log in from there, or cannot"},
 			}},
 		{name: "user", args: "add|passwd|set|del|list|show|scan NAME ...", raw: true, max: -1,
 			help: "manage users",
@@ -232,6 +234,12 @@ func (inv *invocation) configured() (*config, string, error) {
 
 func runCheck(inv *invocation) error {
 	stdout, stderr := inv.stdout, inv.stderr
+	switch {
+	case inv.on("explain"):
+		return runExplain(inv)
+	case len(inv.args) > 0:
+		return usageErr("unexpected argument %s; with --explain %s", configQuote(inv.args[0]), explainForm)
+	}
 	cfg, path, err := inv.configured()
 	if err != nil {
 		return err

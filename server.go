@@ -559,17 +559,19 @@ func (s *server) admit(c *session) (refusal string) {
 
 // filterAllows applies [filter]: denied before allowed, everyone if neither.
 func filterAllows(f filterConfig, a netip.Addr) bool {
-	for _, n := range f.DenyFrom {
-		if n.contains(a) {
-			return false
-		}
+	allowed, _, _ := filterDecides(f, a)
+	return allowed
+}
+
+// filterDecides is filterAllows with the list that decides, and the index of the network in
+// it; -1 where none of its networks has a.
+func filterDecides(f filterConfig, a netip.Addr) (allowed bool, key string, at int) {
+	holds := func(n network) bool { return n.contains(a) }
+	if i := slices.IndexFunc(f.DenyFrom, holds); i >= 0 {
+		return false, "filter.deny_from", i
 	}
-	for _, n := range f.AllowFrom {
-		if n.contains(a) {
-			return true
-		}
-	}
-	return len(f.AllowFrom) == 0
+	i := slices.IndexFunc(f.AllowFrom, holds)
+	return i >= 0 || len(f.AllowFrom) == 0, "filter.allow_from", i
 }
 
 // ended takes a session off the books.
@@ -669,14 +671,19 @@ func (c *passiveConfig) rule(a netip.Addr) int {
 	return longestNetwork(len(c.For), func(i int) network { return c.For[i].Network }, a)
 }
 
+// tells is the address that PASV tells a client, and the key it is from; "" for the one
+// that his control connection reached.
+func (c *passiveConfig) tells(peer netip.Addr) (address, key string) {
+	if i := c.rule(peer); i >= 0 {
+		return c.For[i].Address, fmt.Sprintf("passive.for[%d]", i)
+	}
+	return c.Address, "passive.address"
+}
+
 // passiveAddress is what PASV tells this client: the rule of his network, the
 // longest if many fit, the address for all, or the control connection's own.
 func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
-	cfg := s.config().Passive
-	tell := cfg.Address
-	if i := cfg.rule(peer); i >= 0 {
-		tell = cfg.For[i].Address
-	}
+	tell, _ := s.config().Passive.tells(peer)
 	if tell == "" {
 		return local, nil
 	}

@@ -1,0 +1,441 @@
+// explain.go is berth check --explain: what the daemon decides about one user from one
+// address, step by step in the daemon's own order, with the key and the line that
+// decide. It is apart from the files that decide because it does none of it: it calls
+// what they call (filterDecides, barred, clearTaken, under, tells ...) and puts it into
+// words, so that what it says cannot be another thing than what happens.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+var explainOption = option{name: "explain", help: "tell what is decided about a user, and why"}
+
+const explainForm = "write berth check --explain user=ann from=10.0.0.7"
+
+// An explanation is all that is decided about a user from an address. The names are those
+// of --json.
+type explanation struct {
+	User    string        `json:"user"`
+	From    string        `json:"from"`
+	Allowed bool          `json:"allowed"`
+	Clear   bool          `json:"clear"` // with his password in clear text
+	TLS     bool          `json:"tls"`   // with TLS, by whatever proof
+	Verdict string        `json:"verdict"`
+	Steps   []explainStep `json:"steps"`
+
+	cfg      *config
+	cfgFile  string
+	cfgAt    configPositions
+	userFile string
+	userAt   configPositions
+	refusal  string
+}
+
+// An explainStep is one decision. Key and where are of what decides; where is a default's
+// if the file does not say it.
+type explainStep struct {
+	Step  string `json:"step"`
+	Text  string `json:"text"`
+	Key   string `json:"key,omitempty"`
+	Where string `json:"where,omitempty"`
+}
+
+// runExplain is berth check --explain.
+func runExplain(inv *invocation) error {
+	name, peer := "", netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	for _, arg := range inv.args {
+		key, value, _ := strings.Cut(arg, "=")
+		var err error
+		switch {
+		case key == "user" && value != "":
+			name = value
+		case key == "from" && value == "local":
+			peer = netip.Addr{}
+		case key == "from":
+			peer, err = netip.ParseAddr(value)
+			peer = peer.Unmap().WithZone("")
+		default:
+			err = errors.New("")
+		}
+		if err != nil {
+			return usageErr("%s is neither user=NAME nor from=ADDRESS; %s", configQuote(arg), explainForm)
+		}
+	}
+	if name == "" {
+		return usageErr("which user, and from where? %s", explainForm)
+	}
+	cfg, path, err := inv.configured()
+	if err != nil {
+		return err
+	}
+	e := &explanation{User: name, From: addrText(peer), cfg: cfg, cfgFile: path, cfgAt: positionsIn(path)}
+	us := &users{dir: filepath.Clean(cfg.Server.UsersDir), stateDir: filepath.Clean(cfg.Server.StateDir), log: slog.New(slog.DiscardHandler)}
+	set, errs := us.readAll()
+	e.userFile = us.path(name)
+	e.userAt = positionsIn(e.userFile)
+	var own configErrors
+	for _, problem := range errs {
+		if problem.File == e.userFile || problem.File == us.dir {
+			own = append(own, problem)
+		}
+	}
+	if len(own) > 0 {
+		fmt.Fprintln(inv.stderr, own)
+		return exitWith(exitFailed)
+	}
+	us.current.Store(set)
+	var base *user
+	if entry := set.entries[name]; entry != nil {
+		base = entry.user
+	}
+	e.decide(base, peer)
+	if inv.on("json") {
+		inv.stdout.Write(append(encodeJSON(e), '\n'))
+	} else {
+		for _, s := range e.Steps {
+			from := s.Key
+			if s.Where != "" {
+				from += ", " + s.Where
+			}
+			if from != "" {
+				from = " [" + from + "]"
+			}
+			fmt.Fprintf(inv.stdout, "%-12s %s%s\n", s.Step, s.Text, from)
+		}
+		fmt.Fprintln(inv.stdout, e.Verdict)
+	}
+	if !e.Allowed {
+		return exitWith(exitFailed)
+	}
+	return nil
+}
+
+// positionsIn is where the keys of a file are; none of one that cannot be read.
+func positionsIn(file string) configPositions {
+	data, err := readConfigBytes(file, maxConfigFile)
+	if err != nil {
+		return nil
+	}
+	return positionsOf(trimBOM(data))
+}
+
+// keyPlace is a key's file and line, or that it is a default.
+func keyPlace(file string, at configPositions, key string) string {
+	if _, ok := at[key]; ok {
+		return fmt.Sprintf("%s:%d", file, at.line(key))
+	}
+	if list, _, ok := strings.Cut(key, "["); ok && list != key && at.line(key) > 0 {
+		return fmt.Sprintf("%s:%d", file, at.line(key))
+	}
+	return "default"
+}
+
+func (e *explanation) add(step, text string) {
+	e.Steps = append(e.Steps, explainStep{Step: step, Text: text})
+}
+
+// by is add with a key of berth.toml.
+func (e *explanation) by(step, key, text string) {
+	e.Steps = append(e.Steps, explainStep{step, text, key, keyPlace(e.cfgFile, e.cfgAt, key)})
+}
+
+// own is add with a key of the user's file, or of a profile.
+func (e *explanation) own(u *user, step, key, text string) {
+	where := keyPlace(e.userFile, e.userAt, key)
+	if where == "default" {
+		where = u.origin(key, false)
+	}
+	e.Steps = append(e.Steps, explainStep{step, text, key, where})
+}
+
+// refuse notes why there is no login; the first reason is the verdict's.
+func (e *explanation) refuse(why string) {
+	if e.refusal == "" {
+		e.refusal = why
+	}
+}
+
+// decide walks through what happens from the connection to the login, and then through
+// what holds for the session.
+func (e *explanation) decide(base *user, peer netip.Addr) {
+	e.connection(peer)
+	c := &e.cfg.Profiles
+	if i := c.rule(peer); i >= 0 {
+		e.by("profile", fmt.Sprintf("profiles.for[%d]", i), fmt.Sprintf("%s has the profile %s, for what the user's file leaves open", c.For[i].Network, c.For[i].Profile))
+	}
+	nearby := peer.IsLoopback()
+	clear := true
+	if base == nil {
+		e.add("user", fmt.Sprintf("there is no user %s in %s", configQuote(e.User), e.cfg.Server.UsersDir))
+		e.refuse("there is no such user; make one with berth user add NAME")
+	} else {
+		u := c.under(base, peer)
+		e.add("user", fmt.Sprintf("%s is in %s", u.Name, e.userFile))
+		e.profile(u)
+		if peer.IsValid() {
+			clear = e.tlsRule(u, nearby)
+		}
+		e.login(base, u, peer)
+		e.holds(u, peer, nearby)
+	}
+	e.conclude(base, peer, clear)
+}
+
+// connection is what is decided before a byte was read.
+func (e *explanation) connection(peer netip.Addr) {
+	cfg := e.cfg
+	if !peer.IsValid() {
+		e.by("connection", "listen.local", fmt.Sprintf("by the unix socket, from this machine: %q", cfg.Listen.Local))
+		if len(cfg.Listen.Local) == 0 {
+			e.refuse("listen.local is empty, so there is no unix socket")
+		}
+	} else {
+		if i := slices.IndexFunc(cfg.Listen.ProxyFrom, func(n network) bool { return n.contains(peer) }); i >= 0 {
+			e.by("proxy", fmt.Sprintf("listen.proxy_from[%d]", i), fmt.Sprintf("%s is a proxy: its connections must begin with a PROXY header, and the address in that counts; ask with from= that address", cfg.Listen.ProxyFrom[i]))
+		}
+		allowed, key, at := filterDecides(cfg.Filter, peer)
+		switch {
+		case at < 0 && allowed:
+			e.by("filter", key, "no network is named, so every address is accepted")
+		case at < 0:
+			e.by("filter", key, e.From+" is in none of its networks: the connection is refused")
+		default:
+			list := map[bool][]network{true: cfg.Filter.AllowFrom, false: cfg.Filter.DenyFrom}[allowed]
+			e.by("filter", fmt.Sprintf("%s[%d]", key, at), fmt.Sprintf("%s is in %s: the connection is %s", e.From, list[at], map[bool]string{true: "accepted", false: "refused"}[allowed]))
+		}
+		if !allowed {
+			e.refuse(key + " does not let " + e.From + " connect")
+		}
+		if l := cfg.Limits; l.Ban > 0 && !peer.IsLoopback() {
+			e.by("bans", "limits.login_failures", fmt.Sprintf("after %d failed logins within %s it is banned for as long; whether it is now, the log of the daemon tells (\"address banned\")", l.LoginFailures, l.Ban))
+		}
+	}
+	e.by("limits", "limits.sessions_per_address", fmt.Sprintf("at most %d sessions from there, and %d of all (limits.sessions); who is there, berth who tells", cfg.Limits.SessionsPerAddress, cfg.Limits.Sessions))
+}
+
+// profile is what a profile has set, the user's or the network's.
+func (e *explanation) profile(u *user) {
+	for _, p := range []struct {
+		name string
+		keys keySet
+	}{{u.Profile, u.preset}, {u.networkProfile, u.network}} {
+		if p.name == "" {
+			continue
+		}
+		var set []string
+		for i, key := range presetKeys {
+			if p.keys&(1<<i) != 0 {
+				set = append(set, key)
+			}
+		}
+		e.add("profile", fmt.Sprintf("%s sets %s", p.name, strings.Join(set, ", ")))
+	}
+}
+
+// tlsRule is whether his password is taken in clear text.
+func (e *explanation) tlsRule(u *user, nearby bool) (clear bool) {
+	clear, key := clearTaken(u, e.cfg.TLS.Require, nearby)
+	text := "a password, and files, only under TLS"
+	if clear {
+		text = "a password, and files, in clear text too"
+	}
+	if key == "tls" {
+		e.own(u, "tls", key, fmt.Sprintf("%q: %s", u.TLS, text))
+		return clear
+	}
+	where := "another machine"
+	if nearby {
+		where = "this machine"
+	}
+	e.by("tls", key, fmt.Sprintf("%q, and %s is %s: %s", e.cfg.TLS.Require, e.From, where, text))
+	return clear
+}
+
+// login is whether he may log in, and by what.
+func (e *explanation) login(base, u *user, peer netip.Addr) {
+	switch base.barred(peer) {
+	case reasonDisabled:
+		e.own(u, "login", "disabled", "every login is refused")
+		e.refuse("the user is disabled; berth user set " + u.Name + " --enabled")
+	case reasonNotAllowed:
+		e.own(u, "login", "allow_from", e.From+" is in none of his networks")
+		e.refuse("allow_from of the user does not have " + e.From)
+	default:
+		if i := base.allowRule(peer); i >= 0 {
+			e.own(u, "login", fmt.Sprintf("allow_from[%d]", i), fmt.Sprintf("%s is in %s", e.From, base.AllowFrom[i]))
+		} else {
+			e.own(u, "login", "allow_from", "from everywhere")
+		}
+	}
+	if u.hash != nil {
+		e.own(u, "login", "password", "with a password ("+u.hash.scheme+")")
+	} else {
+		e.own(u, "login", "password", "no password logs in")
+	}
+	if n := len(u.Certificates); n > 0 && peer.IsValid() {
+		e.own(u, "login", "certificates", fmt.Sprintf("with a client certificate, of %d", n))
+	}
+	if u.UID != nil && !peer.IsValid() {
+		e.own(u, "login", "uid", fmt.Sprintf("without a password for uid %d", *u.UID))
+	}
+	if !e.canProve(u, peer) {
+		e.refuse("neither a password, a certificate nor a uid logs in as him there; berth user passwd " + u.Name)
+	}
+	e.own(u, "sessions", "sessions", fmt.Sprintf("at most %d at once", u.Sessions))
+	e.home(u)
+}
+
+// canProve tells whether there is anything that logs in as u from there.
+func (e *explanation) canProve(u *user, peer netip.Addr) bool {
+	return u.hash != nil || peer.IsValid() && len(u.Certificates) > 0 || !peer.IsValid() && u.UID != nil
+}
+
+// home is whether it can be opened, which a login needs.
+func (e *explanation) home(u *user) {
+	var state unix.Stat_t
+	daemon := uint32(os.Geteuid()) // whom the state directory belongs to, if there is one
+	if unix.Stat(e.cfg.Server.StateDir, &state) == nil {
+		daemon = state.Uid
+	}
+	info, err := os.Stat(u.Home)
+	switch {
+	case err == nil && !info.IsDir(), errors.Is(err, syscall.ENOTDIR):
+		e.own(u, "home", "home", u.Home+" is not a directory, so no login works")
+		e.refuse("his home " + u.Home + " is not a directory")
+	case errors.Is(err, fs.ErrNotExist):
+		e.own(u, "home", "home", fmt.Sprintf("%s is made at the first login, if uid %d may", u.Home, daemon))
+	case err != nil:
+		e.own(u, "home", "home", fmt.Sprintf("%s: %v", u.Home, err))
+	default:
+		text := u.Home
+		if owner := info.Sys().(*syscall.Stat_t).Uid; owner != daemon {
+			text += fmt.Sprintf(" belongs to uid %d, and the daemon is uid %d and has to write there", owner, daemon)
+		}
+		e.own(u, "home", "home", text)
+	}
+	for _, name := range slices.Sorted(maps.Keys(u.Shares)) {
+		s := u.Shares[name]
+		text := fmt.Sprintf("/%s is %s, read-only", name, s.Path)
+		if s.Write {
+			text = fmt.Sprintf("/%s is %s, as his permissions are", name, s.Path)
+		}
+		if info, err := os.Stat(s.Path); err != nil || !info.IsDir() {
+			text += "; it is no directory now, and left out"
+		}
+		e.own(u, "share", tomlJoinKey("shares", name), text)
+	}
+}
+
+// holds is what holds once he is in.
+func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
+	cfg := e.cfg
+	used := ""
+	if entries, _, err := readLedger(filepath.Join(cfg.Server.StateDir, ledgerName)); err == nil {
+		for _, entry := range entries {
+			if entry.Home == u.Home {
+				used = fmt.Sprintf("; %s in %d files when the ledger was written", byteSize(entry.Bytes), entry.Files)
+			}
+		}
+	}
+	switch {
+	case u.Quota != "":
+		e.own(u, "quota", "quota", "the kernel's")
+	case u.limit() == (quota{}):
+		e.own(u, "quota", "quota_bytes", "no limit"+used)
+	default:
+		e.own(u, "quota", "quota_bytes", fmt.Sprintf("%s, %d files (0: no limit)%s", u.QuotaBytes, u.QuotaFiles, used))
+		e.own(u, "quota", "when_full", map[string]string{"reject": "what is too much is refused", "rotate": "his oldest files go when it is full"}[u.WhenFull])
+	}
+	if u.Expire > 0 {
+		e.own(u, "quota", "expire", "files older than "+u.Expire.String()+" are removed")
+	}
+	e.own(u, "permissions", "permissions", "he may "+orNone(u.Permissions.names()))
+	for _, name := range u.Commands {
+		c, ok := cfg.Commands[name]
+		text := strings.Join(c.Run, " ")
+		switch err := sandboxProblem(cfg.Exec.Sandbox); {
+		case !ok:
+			text = "is not in [commands]: berth does not start so"
+		case cfg.Exec.Runner != "":
+			text += ", by the runner"
+		case err != nil:
+			text += ", is refused: " + err.Error()
+		case unix.Access(c.Run[0], unix.X_OK) != nil:
+			text += ", which cannot be run here"
+		}
+		e.by("command", tomlJoinKey("commands", name), name+": "+text)
+	}
+	if u.Shell {
+		e.own(u, "command", "shell", "any command line, by "+userShell(u))
+	}
+	if (u.Shell || len(u.Commands) > 0) && peer.IsValid() && !execInClear(u, peer, nearby) {
+		e.add("command", "commands only under TLS")
+	}
+	if u.OnUpload != "" {
+		e.own(u, "command", "on_upload", u.OnUpload+" after each upload")
+	}
+	for _, r := range []struct {
+		key string
+		n   byteSize
+	}{{"download_rate", u.DownloadRate}, {"upload_rate", u.UploadRate}} {
+		if r.n > 0 {
+			e.own(u, "rate", r.key, r.n.String()+" a second")
+		}
+	}
+	if peer.IsValid() {
+		tell, key := cfg.Passive.tells(peer)
+		switch a, err := netip.ParseAddr(tell); {
+		case tell == "", err == nil && !a.Is4():
+			tell = "the one that his control connection reached"
+		case err != nil:
+			tell += ", which is looked up then"
+		}
+		e.by("passive", key, "PASV tells "+tell)
+		e.by("passive", "passive.ports", fmt.Sprintf("data connections come to ports %q", cfg.Passive.Ports))
+	}
+	if u.Quirks != 0 {
+		e.own(u, "quirks", "quirks", strings.Join(u.Quirks.names(), ", "))
+	}
+}
+
+func orNone(words []string) string {
+	if len(words) == 0 {
+		return "nothing"
+	}
+	return strings.Join(words, ", ")
+}
+
+// conclude is the verdict.
+func (e *explanation) conclude(u *user, peer netip.Addr, clear bool) {
+	if e.refusal != "" {
+		e.Verdict = "refused: " + e.refusal
+		return
+	}
+	e.Allowed = true
+	e.Clear = clear && u.hash != nil
+	e.TLS = peer.IsValid() // the unix socket has none
+	how := "with TLS only"
+	switch {
+	case !peer.IsValid():
+		e.Clear, how = u.hash != nil, "by the unix socket"
+	case u.hash == nil:
+		how = "with TLS and his certificate only"
+	case e.Clear:
+		how = "with TLS or in clear text"
+	}
+	e.Verdict = fmt.Sprintf("%s may log in from %s %s", e.User, e.From, how)
+}
