@@ -390,6 +390,10 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	}
 	j := &jail{home: t, key: key, set: js, rotate: spec.rotate, owner: jailOwner{name: spec.user, uid: uint32(os.Geteuid())}}
 	if js.ledger != nil && key.counted {
+		if err := js.ledger.hold(int(t.dir.Fd()), t.id, home); err != nil {
+			t.close()
+			return nil, err
+		}
 		j.balance = js.ledger.open(spec.user, home, t.id, birth(t.dir), fresh)
 		t.balance, t.quota = j.balance, spec.quota
 	}

@@ -18,6 +18,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -144,6 +145,9 @@ type hookSinks struct {
 	ran func(command, result string, took time.Duration)
 	// after is told that a command of this user has worked in his home.
 	after func(user string)
+	// others tells that another berth works on the same directory: what waits there
+	// is its to run.
+	others bool
 	// lost counts one event for which nothing runs any more. command is "" for
 	// hookLostCorrupt.
 	lost func(command, reason string)
@@ -225,6 +229,10 @@ func (q *hookQueue) load() error {
 		return err
 	}
 	q.folder = folder
+	if q.sinks.others {
+		q.seq = 1<<62 | rand.Uint64()>>2 // numbers that it will not come to
+		return nil
+	}
 	files, err := os.ReadDir(q.dir)
 	if err != nil {
 		folder.Close()

@@ -416,6 +416,7 @@ func (h *housekeeper) run() {
 			}
 			h.saved = now
 			h.save(false)
+			h.ledger.letGo(h.counted(), h.jails.counted())
 			h.forgetRotations(now)
 			if planned == nil { // else a home hangs
 				planned = make(chan struct{})
@@ -480,14 +481,20 @@ func (h *housekeeper) plan(u *user) {
 		later = min(later, sweepMin)
 	}
 	if u.Quota != "filesystem" {
+		if h.ledger.hold(int(dir.Fd()), home.id(), u.Home) != nil {
+			return // and asked for again in a minute
+		}
 		b := h.ledger.open(u.Name, u.Home, home.id(), birth(dir), false)
 		b.mu.Lock()
 		if !b.exact {
 			later = 0
 		}
 		b.mu.Unlock()
-	} else if !h.ledger.clean {
-		later = 0
+	} else {
+		h.ledger.mixed(int(dir.Fd()), home.id(), u.Name, u.Home)
+		if !h.ledger.clean {
+			later = 0
+		}
 	}
 	if later > 0 {
 		hash := fnv.New32a()
@@ -574,7 +581,9 @@ func (h *housekeeper) begin(j *sweepJob) {
 	j.moved = time.Now()
 	go func() {
 		j.was, j.is, j.err = h.sweep(j)
-		if j.err != nil && !errors.Is(j.err, os.ErrNotExist) && h.ctx.Err() == nil {
+		if errors.Is(j.err, errOtherBerth) { // the log has it
+			h.attend(j.u.Name, time.Now().Add(homeLockLinger))
+		} else if j.err != nil && !errors.Is(j.err, os.ErrNotExist) && h.ctx.Err() == nil {
 			h.log.Error("home not counted", "user", j.u.Name, "home", j.u.Home, "error", j.err)
 			h.attend(j.u.Name, time.Now().Add(sweepMax))
 		}
@@ -621,13 +630,7 @@ func (h *housekeeper) watchClock(now time.Time) {
 }
 
 func (h *housekeeper) save(clean bool) {
-	homes := map[string]string{}
-	for _, u := range h.users.all() {
-		if u.Quota != "filesystem" {
-			homes[u.Name] = u.Home
-		}
-	}
-	if err := h.ledger.save(homes, clean); err != nil {
+	if err := h.ledger.save(h.counted(), clean); err != nil {
 		h.log.Error("the quota ledger cannot be written; after a crash homes are counted from older figures", "error", err)
 	}
 }

@@ -69,16 +69,21 @@ func (e *entry) id() fileID { return fileID{e.dev, e.ino} }
 type ledger struct {
 	dir    string
 	log    *slog.Logger
-	lock   *os.File // nil: another berth keeps this ledger, or nobody can: noLock tells
+	name   string   // tells it from other ledgers
+	lock   *os.File // nil: another berth keeps this ledger, or nobody can: noLock tells. Guarded by writing, as noLock
 	noLock error
 	wrote  [sha256.Size]byte // of what was last written
+	most   int               // homes that may be locked at once
 
 	begun   sync.Once
+	noLocks sync.Once
 	writing sync.Mutex // held while the file is written
 
 	mu    sync.Mutex
 	homes map[fileID]*balance
 	users map[string]*balance
+	held  map[fileID]*homeLock
+	told  map[fileID]time.Time   // when the log was told that another berth has it
 	past  map[string]ledgerEntry // by home: from the last run, until asked for
 	clean bool                   // the last run ended in order
 }
@@ -127,18 +132,16 @@ type ledgerFile struct {
 // newLedger takes the ledger in dir over from the last run. It refuses nothing:
 // a file that cannot be read, or is not whole, costs a count of every home.
 func newLedger(dir string, log *slog.Logger) *ledger {
-	l := &ledger{dir: dir, log: log, homes: map[fileID]*balance{}, users: map[string]*balance{}}
-	f, err := os.OpenFile(filepath.Join(dir, ledgerLock), os.O_RDWR|os.O_CREATE, 0o600)
-	if err == nil {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-			l.lock = f
-		} else {
-			f.Close()
-		}
+	l := &ledger{dir: dir, log: log, homes: map[fileID]*balance{}, users: map[string]*balance{}, held: map[fileID]*homeLock{}, told: map[fileID]time.Time{}}
+	var most unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &most) == nil {
+		l.most = int(min(most.Cur, 1<<30)) / homeLockShare
 	}
-	if l.lock == nil {
+	var err error
+	if l.lock, l.name, err = lockState(dir); l.lock == nil {
+		l.name = newLedgerName() // for this run
 		if l.noLock = err; errors.Is(err, unix.EWOULDBLOCK) {
-			log.Warn("another berth keeps the quota ledger of this state directory; homes are counted, and nothing is kept", "dir", dir)
+			log.Warn("another berth keeps the quota ledger of this state directory; homes are counted, and nothing is kept until it has ended", "dir", dir)
 		} else {
 			log.Warn("the quota ledger cannot be kept; homes are counted at each start", "dir", dir, "error", err)
 		}
@@ -210,7 +213,7 @@ func readLedger(file string) (entries []ledgerEntry, clean bool, err error) {
 // are those that are somebody's, by user. clean tells the next run that nothing
 // was going on. It does nothing where another berth keeps the ledger.
 func (l *ledger) save(homes map[string]string, clean bool) error {
-	if l.lock == nil {
+	if !l.keep() {
 		return nil
 	}
 	byHome := map[string]ledgerEntry{}
@@ -271,10 +274,15 @@ func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 func (l *ledger) begin() {
 	l.begun.Do(func() {
 		file := filepath.Join(l.dir, ledgerName)
-		if l.lock == nil || l.past == nil || !l.clean {
+		l.writing.Lock()
+		kept := l.lock != nil
+		l.writing.Unlock()
+		l.mu.Lock()
+		past, entries := l.past != nil, slices.Collect(maps.Values(l.past))
+		l.mu.Unlock()
+		if !kept || !past || !l.clean {
 			return // there is nothing, or nothing that would be believed
 		}
-		entries := slices.Collect(maps.Values(l.past))
 		err := l.write(entries, false)
 		if err != nil { // as on a full disk
 			err = os.Remove(file)
@@ -286,6 +294,20 @@ func (l *ledger) begin() {
 }
 
 func (l *ledger) close() {
+	l.mu.Lock()
+	for _, h := range l.held {
+		select {
+		case <-h.tried:
+			if h.file != nil {
+				h.file.Close()
+			}
+		default: // its disk hangs
+		}
+	}
+	clear(l.held)
+	l.mu.Unlock()
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	if l.lock != nil {
 		l.lock.Close()
 	}

@@ -363,6 +363,13 @@ func (s *session) login(base *user, method string) (ok bool, err error) {
 		return false, errAbuse
 	}
 	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
+	if errors.Is(err, errOtherBerth) { // the log has that one home, and what to do
+		s.srv.leave(acc)
+		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "home counted by another berth")
+		s.replyReason(codeClosing, "busy", "Another server has your home directory and counts what is in it; try again later.")
+		s.flush()
+		return false, errAbuse
+	}
 	if err != nil {
 		s.srv.leave(acc)
 		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", unitHint(err))

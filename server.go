@@ -153,6 +153,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	v, rev := buildVersion()
 	s.metrics = newMetrics(v, rev, s.metricSources(cfg))
 	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
+		others: errors.Is(s.jails.ledger.noLock, unix.EWOULDBLOCK),
 		launch: s.launch, sandbox: s.hookSandbox, ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost,
 		after: func(user string) { s.house.attend(user, time.Now().Add(hookRecount)) }})
 	if err != nil {
