@@ -600,7 +600,10 @@ func renameat(fd int, from string, td int, to string, flags uint) error {
 func renameNew(fd int, from string, td int, to string) error {
 	err := unix.Linkat(fd, from, td, to, 0)
 	if err == nil {
-		return unix.Unlinkat(fd, from, 0)
+		if err = unix.Unlinkat(fd, from, 0); err == unix.ENOENT {
+			unix.Unlinkat(td, to, 0) // another berth has moved it at the same time, and only one can have
+		}
+		return err
 	}
 	if err == unix.EEXIST || err == unix.ENOENT || err == unix.EXDEV {
 		return err
@@ -631,18 +634,71 @@ func (j *jail) removeFound(f *found, complete bool) error {
 	if !ok || !f.same(&now.entry) || j.set.used(f.id) || complete && isPartial(int(dir.Fd()), base) {
 		return errBusy
 	}
-	return j.unlink(f.t, int(dir.Fd()), base)
+	if f.t.balance != nil {
+		return j.unlink(f.t, int(dir.Fd()), base) // nobody but this berth stores here
+	}
+	ended := j.liftPartial(f.t, int(dir.Fd()), base)
+	err = j.removeIf(int(dir.Fd()), base, func(_ *os.File, e *entry) bool { return f.same(e) })
+	ended(err == nil)
+	return err
+}
+
+// removeIf removes a file if it is the one that is to go, and never what another berth
+// has given its name since this one looked: unlink(2) cannot be told which, so the file
+// is moved to a name that nobody else has, and looked at there. A crash in between
+// leaves what recovery knows.
+func (j *jail) removeIf(dir int, base string, wanted func(*os.File, *entry) bool) error {
+	away := j.set.stageName(uploadStore, base)
+	j.set.staging(away, true)
+	defer j.set.staging(away, false)
+	if err := renameat(dir, base, dir, away, unix.RENAME_NOREPLACE); err != nil {
+		return err
+	}
+	if !sameAs(dir, away, wanted) {
+		putBack(dir, away, base)
+		return errBusy
+	}
+	return unix.Unlinkat(dir, away, 0)
+}
+
+// sameAs tells whether what has a name is what was meant. It opens the file: on NFS
+// only that asks the server, and not what this machine remembers of the name.
+func sameAs(dir int, name string, meant func(*os.File, *entry) bool) bool {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var e entry
+	return fstat(f, &e) == nil && meant(f, &e)
+}
+
+// putBack gives a file its name back, which was taken from it by mistake, unless a newer
+// one has got that meanwhile, which would have replaced it.
+func putBack(dir int, away, base string) {
+	if renameat(dir, away, dir, base, unix.RENAME_NOREPLACE) == unix.EEXIST {
+		unix.Unlinkat(dir, away, 0)
+	}
 }
 
 // lockless is how long a staging file may lie still where the disk has no
-// flock(2) that could tell whether another berth is at it.
+// flock(2) that could tell whether another berth is at it, or one that may be known to
+// its own machine alone, as with FUSE, SMB and NFS with local_lock. It is far longer
+// than limits.data_timeout lets an upload stand still.
 const lockless = time.Hour
+
+// freshStage is how long an empty staging file without a lock may be one whose upload
+// is about to take it.
+const freshStage = time.Minute
 
 // recoverStage ends, in its place, an upload that a crash has cut off: by the
 // rules of an interruption if this is still the same run of the machine; else
 // nobody knows how much of the file the disk really has, and it is removed.
-// since is when this berth began: what was created after that is an upload that
-// is about to take its lock. result tells what was done; "" is nothing, because
+// Other berths can be at work in the same directory, on this machine or another:
+// what one of them holds the lock of is left alone. since is when this berth began:
+// what is empty and was created after that is an upload that is about to take its
+// lock. result tells what was done; "" is nothing, because
 // the upload is running.
 func (j *jail) recoverStage(f *found, since time.Time) (result string, err error) {
 	boot, kind, base, ok := parseStage(path.Base(f.rel))
@@ -669,15 +725,18 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	}
 	var now, named entry
 	lerr := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-	leave := lerr == unix.EWOULDBLOCK || j.set.isLive(stage) || fstat(u.file, &now) != nil ||
-		lerr != nil && time.Since(now.mtime()) < lockless // a disk that has no locks
+	leave := lerr == unix.EWOULDBLOCK || j.set.isLive(stage) || fstat(u.file, &now) != nil
+	shared := seenElsewhere(fd)
+	far := shared && boot != j.set.boot // another machine's, or this one's before it restarted
+	still := time.Since(now.mtime())
+	leave = leave || (lerr != nil || far) && still < lockless
 	if !leave {
 		var st unix.Stat_t
 		if leave = unix.Fstatat(int(dir.Fd()), stage, &st, unix.AT_SYMLINK_NOFOLLOW) != nil; !leave {
 			named.fromStat(&st)
 			leave = named.id() != now.id() || // committed meanwhile
 				f.t.byOwner && u.balance != nil && u.balance != j.balance || // another user's, whose sweep does it
-				now.size == 0 && !now.mtime().Before(since)
+				now.size == 0 && still < freshStage && (shared || !now.mtime().Before(since)) // its clock is another one
 		}
 	}
 	u.size = now.size
@@ -691,6 +750,8 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 		result = "finished"
 	case base == "" || kind == uploadCopied || now.size == 0:
 		result = "removed"
+	case far:
+		result = "removed: of another machine, or of this one before it restarted"
 	case boot != j.set.boot:
 		result = "removed: the machine has restarted since"
 	default:

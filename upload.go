@@ -93,11 +93,14 @@ type upload struct {
 	balance *balance // whose; nil in a share whose disk cannot tell owners
 }
 
-// bootID is a few digits that differ from one run of the machine to the next.
-// Within one run what was written is there, also after kill -9; across a loss of
-// power it need not be. "0" where the kernel does not tell.
+// bootID is a few digits that differ from one run of the machine to the next, and
+// from one machine to another. Within one run what was written is there, also after
+// kill -9; across a loss of power it need not be.
 func bootID() string {
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return randomName()[:bootDigits] // of this run of berth, which is the safe side
+	}
 	sum := sha256.Sum256(id)
 	return hex.EncodeToString(sum[:])[:bootDigits]
 }
@@ -308,7 +311,13 @@ func (u *upload) adopt(name string, offset int64) error {
 	stage := u.jail.set.stageName(uploadResumed, u.base)
 	u.jail.set.staging(stage, true)
 	u.live = stage
-	if err := renameat(d, name, d, stage, unix.RENAME_NOREPLACE); err != nil {
+	err = renameat(d, name, d, stage, unix.RENAME_NOREPLACE)
+	if err == nil && !sameAs(d, stage, func(_ *os.File, e *entry) bool { return e.id() == mine.id() }) {
+		// Another berth has given the name to a whole file at this very moment.
+		putBack(d, stage, name)
+		err = errBusy
+	}
+	if err != nil {
 		if others {
 			u.balance.unreserve(mine.size, 1)
 		}
@@ -349,6 +358,9 @@ func (u *upload) openPrefix(n int64) error {
 	}
 	if err := e.mustBeFile(); err != nil {
 		return err
+	}
+	if e.id() != u.old.id() {
+		return errBusy // replaced since: the offset is of the one that was there
 	}
 	if e.size < n {
 		return &offsetError{have: e.size, want: n}
@@ -672,38 +684,54 @@ func (u *upload) cut(n int64) bool {
 	return true
 }
 
+// keepTries is how often keep looks again when another berth changes the name between
+// the look and the rename.
+const keepTries = 4
+
 // keep gives the staging file the name of a partial.
 func (u *upload) keep() error {
 	j, d := u.jail, int(u.dir.Fd())
 	defer j.set.lockNames(u.name)()
-	to := u.base
-	_, exists, err := j.look(u.tree, d, to)
-	if err != nil {
-		return err
-	}
-	// A partial under the name is replaced, the later try being the one that its
-	// client will go on with; a complete file is not.
-	ended := func(bool) {}
-	if exists && !isPartial(d, to) {
-		to = partialName(u.base)
-	} else {
-		ended = j.liftPartial(u.tree, d, u.base) // a restart must find this one
-	}
-	short, err := u.place(to, 0)
-	if err != nil && short.bytes > 0 {
-		// What was to be replaced stays, and needs its room: keep what fits beside.
-		if left, limited := u.balance.left(u.tree.quota); limited && u.cut(u.size-short.bytes+left) {
-			_, err = u.place(to, 0)
+	for range keepTries {
+		now, exists, err := j.look(u.tree, d, u.base)
+		if err != nil {
+			return err
 		}
-	}
-	ended(err == nil)
-	if err != nil {
+		// A partial under the name is replaced, the later try being the one that its
+		// client will go on with; a complete file is not.
+		to, flags, ended := u.base, uint(0), func(bool) {}
+		if u.tree.balance == nil { // other berths may store here
+			flags = unix.RENAME_NOREPLACE
+		}
+		switch {
+		case !exists:
+		case !isPartial(d, to):
+			to, flags = partialName(u.base), 0
+		case flags != 0:
+			if j.removeIf(d, to, func(f *os.File, e *entry) bool { return e.id() == now.id() && markedPartial(f) }) != nil {
+				continue
+			}
+		}
+		if to == u.base {
+			ended = j.liftPartial(u.tree, d, to) // a restart must find this one
+		}
+		short, err := u.place(to, flags)
+		if err != nil && short.bytes > 0 {
+			// What was to be replaced stays, and needs its room: keep what fits beside.
+			if left, limited := u.balance.left(u.tree.quota); limited && u.cut(u.size-short.bytes+left) {
+				_, err = u.place(to, flags)
+			}
+		}
+		ended(err == nil)
+		if err == unix.EEXIST && flags != 0 {
+			continue
+		}
+		if err == nil && to != u.base && j.set.attend != nil {
+			j.set.attend(j.key.user, time.Now().Add(asideCheck))
+		}
 		return err
 	}
-	if to != u.base && j.set.attend != nil {
-		j.set.attend(j.key.user, time.Now().Add(asideCheck))
-	}
-	return nil
+	return errBusy
 }
 
 // asideCheck is how soon after a partial was kept aside a sweep looks for when
