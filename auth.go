@@ -90,10 +90,14 @@ const (
 	reasonDisabled   = "disabled"
 	reasonNotAllowed = "not_allowed"
 	reasonBanned     = "banned"
+
+	// reasonCertificate is a client certificate that is not the user's. A client shows the
+	// one it has, and goes on with a password: no sign of an attack by itself.
+	reasonCertificate = "unknown_certificate"
 )
 
 // loginReasons are all of them.
-var loginReasons = []string{reasonUnknown, reasonPassword, reasonDisabled, reasonNotAllowed, reasonBanned}
+var loginReasons = []string{reasonUnknown, reasonPassword, reasonDisabled, reasonNotAllowed, reasonBanned, reasonCertificate}
 
 // authenticator decides on logins. All methods may be called at once from anywhere.
 type authenticator struct {
@@ -412,6 +416,22 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 		a.log.Warn("address not banned", "addr", addrText(peer), "reason", "it is this machine")
 	}
 	return min(maxDelay, firstDelay<<min(tries-1, 8))
+}
+
+// unproven logs and counts a client certificate that nobody may log in with. It earns no
+// ban and no delay, as certificates cannot be guessed.
+func (a *authenticator) unproven(name string, peer netip.Addr, candidates []*user) {
+	reason := reasonCertificate
+	for _, u := range candidates {
+		if name == "" || u.Name == name {
+			reason = reasonNotAllowed
+			if u.Disabled {
+				reason = reasonDisabled
+			}
+		}
+	}
+	a.logFailure(name, peer, "certificate", reason)
+	a.observe("certificate", "failed")
 }
 
 // logFailure writes the line that docs and fail2ban filters know; nothing else has its

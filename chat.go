@@ -371,7 +371,10 @@ func (s *session) doKick(q *request) error {
 		s.answer(&answer{Code: codeDenied, Reason: "not_found", Text: fmt.Sprintf("There is no other session %d; who lists them.", q.Session)})
 		return nil
 	}
-	s.srv.log.Info("kicked", "session", other.id, "by", s.id)
+	other.mu.Lock()
+	name := other.userName()
+	other.mu.Unlock()
+	s.srv.log.Info("kicked", "session", other.id, "user", name, "addr", other.addrText(), "by", s.id)
 	other.kill()
 	s.reply(codeFileDone, "Ended.")
 	return nil

@@ -364,7 +364,7 @@ func (s *session) runJob(x *transfer, j *job, io programIO) programResult {
 	result := s.reasonOf(x, r)
 	s.srv.metrics.commandRun(j.name, result, r.took)
 	attrs := []any{"session", s.id, "user", s.user.Name, "addr", s.addrText(), "proto", s.proto, "command", j.name,
-		"args", shortened(strings.Join(j.args, " ")), "dir", s.cwd, "tty", j.program.TTY != nil, "dur", r.took.Round(time.Microsecond), "reason", result,
+		"args", shortened(strings.Join(j.args, " ")), "dir", s.cwd, "tty", j.program.TTY != nil, "dur", r.took.Round(time.Microsecond), "result", result,
 		"exit", r.exit, "bytes", r.out, "cpu", r.cpu}
 	if r.signal != 0 {
 		attrs = append(attrs, "signal", signalName(r.signal))

@@ -774,7 +774,7 @@ func TestExecIsCounted(t *testing.T) {
 		return bytes.Contains(p, []byte(`"bytes":70005,"files":2`))
 	})
 	if !slices.ContainsFunc(strings.Split(b.log.String(), "\n"), func(l string) bool {
-		return wildcard(`* msg=command session=* user=ann addr=127.0.0.1* proto=frames command=shell args="/bin/sh -c head -c 70000 *" dir=/ tty=false dur=* reason=exited exit=9 bytes=5 cpu=*`, l)
+		return wildcard(`* msg=command session=* user=ann addr=127.0.0.1* proto=frames command=shell args="/bin/sh -c head -c 70000 *" dir=/ tty=false dur=* result=exited exit=9 bytes=5 cpu=*`, l)
 	}) {
 		t.Errorf("the log:\n%s", b.log)
 	}

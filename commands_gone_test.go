@@ -116,7 +116,7 @@ func TestExecEndsWithItsClient(t *testing.T) {
 		})
 	}
 	waitUntil(t, "all are logged", func() bool { return strings.Count(b.log.String(), "command=shell") == 13 })
-	if got := strings.Count(b.log.String(), "reason=client_gone"); got != 12 {
+	if got := strings.Count(b.log.String(), "result=client_gone"); got != 12 {
 		t.Errorf("%d of 12 clients are gone by the log\n%s", got, b.log)
 	}
 	if got := b.metric(t, "berth_commands_total", "shell", "client_gone"); got != 12 {

@@ -456,7 +456,7 @@ func TestSiteExecOfAClientThatCloses(t *testing.T) {
 		wantUnmarked(t, mark, execGone+2*goneLook)
 	}
 	waitUntil(t, "the log tells why", func() bool {
-		return strings.Count(b.log.String(), "command=nap") == 2 && strings.Count(b.log.String(), "reason=client_gone") == 2
+		return strings.Count(b.log.String(), "command=nap") == 2 && strings.Count(b.log.String(), "result=client_gone") == 2
 	})
 }
 

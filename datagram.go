@@ -175,7 +175,7 @@ func (d *datagramService) serve(ctx context.Context, pc net.PacketConn) error {
 		}
 		d.count("none", "error")
 		if pause == 0 { // said once in a row
-			d.log.Warn("datagram read", "listener", pc.LocalAddr().String(), "err", err)
+			d.log.Warn("datagram read", "listener", pc.LocalAddr().String(), "error", err)
 		}
 		pause = min(max(2*pause, datagramPauseMin), datagramPauseMax)
 		timer := time.NewTimer(pause)

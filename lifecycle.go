@@ -212,7 +212,7 @@ func (s *server) reload() error {
 			continue
 		}
 		if is := s.users.get(u.Name); is == nil || is.Disabled {
-			s.log.Info("kicked", "session", c.id, "user", u.Name, "by", "reload")
+			s.log.Info("kicked", "session", c.id, "user", u.Name, "addr", c.addrText(), "by", "reload")
 			c.kill()
 		}
 	}
@@ -264,6 +264,7 @@ func (s *server) load(old *config) error {
 	}
 	s.auth.setLimits(cfg.Limits)
 	s.level.Set(logLevel(cfg.Log.Level))
+	s.logLimit.setRate(cfg.Log.Rate)
 	s.current.Store(cfg)
 	return nil
 }
@@ -519,6 +520,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	s.hooking.Wait()
 	s.ports.shared.close() // s.end has begun it; here its goroutines are waited for
 	s.tidying.Stop()
+	s.logLimit.tell()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
 }
 

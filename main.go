@@ -10,8 +10,8 @@
 //	berth health          ask a running daemon whether it is well
 //	berth version
 //
-// This file owns the command line: its verbs, their usage, the log's format and
-// the demo. The daemon itself is in server.go.
+// This file owns the command line: its verbs, their usage and the demo. The daemon
+// itself is in server.go.
 //
 // Sockets are plain TCP and not MPTCP, Go's default: MPTCP costs more, and
 // Landlock's rules for ports let it through.
@@ -43,7 +43,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 )
 
 const (
@@ -357,7 +356,7 @@ func runServe(inv *invocation) error {
 		return err
 	}
 	level := new(slog.LevelVar)
-	log := newLogger(cfg.Log, level, stderr)
+	log := newLogger("berth", cfg.Log, level, stderr)
 	srv, err := newServer(cfg, log, level, true)
 	if err != nil {
 		fmt.Fprintf(stderr, "berth serve: %v\n", err)
@@ -378,7 +377,7 @@ func runRunner(inv *invocation) error {
 	if err != nil {
 		return err
 	}
-	log := newLogger(cfg.Log, new(slog.LevelVar), stderr)
+	log := newLogger("berth-runner", cfg.Log, new(slog.LevelVar), stderr)
 	ln, err := runnerSocket(strings.TrimPrefix(cfg.Exec.Runner, commandRunnerScheme))
 	if err != nil {
 		fmt.Fprintf(stderr, "berth runner: %v\n", err)
@@ -394,110 +393,6 @@ func runRunner(inv *invocation) error {
 		return exitWith(exitFailed)
 	}
 	return nil
-}
-
-// newLogger writes to w in the format of [log]: for the journal with priority
-// prefixes (sd-daemon(3)), as text on a terminal, else as JSON.
-func newLogger(cfg logConfig, level *slog.LevelVar, w io.Writer) *slog.Logger {
-	level.Set(logLevel(cfg.Level))
-	format := cfg.Format
-	if format == "auto" {
-		f, isFile := w.(*os.File)
-		switch {
-		case os.Getenv("JOURNAL_STREAM") != "":
-			format = "journal"
-		case isFile && term.IsTerminal(int(f.Fd())):
-			format = "text"
-		default:
-			format = "json"
-		}
-	}
-	opts := &slog.HandlerOptions{Level: level}
-	switch format {
-	case "journal":
-		return slog.New(newJournalHandler(w, level))
-	case "text":
-		return slog.New(slog.NewTextHandler(w, opts))
-	}
-	opts.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
-		if a.Value.Kind() == slog.KindDuration { // seconds, as everywhere in the metrics
-			a.Value = slog.Float64Value(a.Value.Duration().Seconds())
-		}
-		return a
-	}
-	return slog.New(slog.NewJSONHandler(w, opts))
-}
-
-func logLevel(name string) slog.Level {
-	var l slog.Level
-	if l.UnmarshalText([]byte(name)) != nil {
-		return slog.LevelInfo
-	}
-	return l
-}
-
-// journalHandler prints text lines with the priority prefix that journald
-// reads, and without the time, which it adds.
-type journalHandler struct {
-	level slog.Leveler
-	by    [4]slog.Handler // debug, info, warning, error
-}
-
-type prefixWriter struct {
-	prefix string
-	w      io.Writer
-}
-
-func (p prefixWriter) Write(b []byte) (int, error) {
-	if _, err := p.w.Write(append([]byte(p.prefix), b...)); err != nil {
-		return 0, err
-	}
-	return len(b), nil
-}
-
-func newJournalHandler(w io.Writer, level slog.Leveler) *journalHandler {
-	h := &journalHandler{level: level}
-	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
-			return slog.Attr{}
-		}
-		return a
-	}}
-	for i, prefix := range []string{"<7>", "<6>", "<4>", "<3>"} {
-		h.by[i] = slog.NewTextHandler(prefixWriter{prefix, w}, opts)
-	}
-	return h
-}
-
-func (h *journalHandler) at(l slog.Level) int {
-	switch {
-	case l < slog.LevelInfo:
-		return 0
-	case l < slog.LevelWarn:
-		return 1
-	case l < slog.LevelError:
-		return 2
-	}
-	return 3
-}
-
-func (h *journalHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
-func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
-	return h.by[h.at(r.Level)].Handle(ctx, r)
-}
-func (h *journalHandler) WithAttrs(a []slog.Attr) slog.Handler {
-	n := *h
-	for i := range n.by {
-		n.by[i] = n.by[i].WithAttrs(a)
-	}
-	return &n
-}
-func (h *journalHandler) WithGroup(name string) slog.Handler {
-	n := *h
-	for i := range n.by {
-		n.by[i] = n.by[i].WithGroup(name)
-	}
-	return &n
 }
 
 // --- demo ---
@@ -570,7 +465,7 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 	cfg.Listen = listenConfig{Control: []string{d.control}, Datagram: []string{d.datagram}, HTTP: []string{d.http}}
 	cfg.Log.Level = "warn"
 	level := new(slog.LevelVar)
-	srv, err := newServer(cfg, newLogger(logConfig{Format: "text", Level: cfg.Log.Level}, level, stderr), level, true)
+	srv, err := newServer(cfg, newLogger("berth", logConfig{Format: "text", Level: cfg.Log.Level}, level, stderr), level, true)
 	if err != nil {
 		return nil, "", err
 	}

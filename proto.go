@@ -226,7 +226,7 @@ func upperASCII(s string) string {
 // --- access control commands ---
 
 func (s *session) cmdUSER(name string) error {
-	s.logout()
+	s.logout("ok")
 	s.asked = name
 	if left, banned := s.srv.auth.banned(s.peer); banned {
 		s.replyNow(codeClosing, fmt.Sprintf("Too many failed logins from your address; try again in %s.", left.Round(time.Second)))
@@ -243,8 +243,7 @@ func (s *session) cmdUSER(name string) error {
 		return s.enter(u, "local", codeLoggedIn)
 	}
 	if s.clearRefused(u) {
-		s.srv.log.Info("refused", "session", s.id, "user", logName(name), "addr", s.addrText(), "verb", "USER", "result", "clear text",
-			"advice", clearAdvice)
+		s.refusedClear(name)
 		s.reply(codeNotLoggedIn, "Passwords are not accepted in clear text from there; use AUTH TLS first.")
 		return nil
 	}
@@ -260,8 +259,17 @@ func (s *session) fingerprint() string {
 	return ""
 }
 
+// clearText is the result by which the log's limit knows that nobody is logged in.
+const clearText = "clear text"
+
 // clearAdvice is for whoever reads in the log that a device was refused.
 const clearAdvice = "a device that cannot do TLS needs tls = \"optional\" or profile = \"camera\" for its user, or for its network in [[profiles.for]]"
+
+// refusedClear logs a login that could not even be tried. Whose it is, is only said: it
+// may be a camera that needs tls = "optional", or somebody who guesses.
+func (s *session) refusedClear(name string) {
+	s.srv.log.Info("refused", "session", s.id, "user", logName(name), "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "result", clearText, "advice", clearAdvice)
+}
 
 // clearRefused tells whether a password for u must not cross this connection.
 // An unknown user is one whose file says nothing, or this would tell who exists.
@@ -434,11 +442,12 @@ func (s *session) follow() error {
 	return nil
 }
 
-func (s *session) logout() {
+// logout ends what the login began; result is how, in the words of the metrics.
+func (s *session) logout(result string) {
 	if s.user == nil {
 		return
 	}
-	s.srv.log.Info("logout", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "proto", s.proto, "dur", time.Since(s.started).Round(time.Millisecond))
+	s.srv.log.Info("logout", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "proto", s.proto, "dur", time.Since(s.started).Round(time.Millisecond), "result", result)
 	s.srv.jails.leave(s.jail)
 	s.srv.leave(s.account)
 	if s.tls != nil {
@@ -456,7 +465,7 @@ func (s *session) cmdACCT(string) error {
 }
 
 func (s *session) cmdREIN(string) error {
-	s.logout()
+	s.logout("ok")
 	s.forget()
 	s.reply(codeReady, "Ready for a new user.")
 	return nil
@@ -573,7 +582,7 @@ func (s *session) cmdAUTH(arg string) error {
 		s.reply(codeDeniedByRule, "The local socket needs no TLS.")
 		return nil
 	}
-	s.logout()
+	s.logout("ok")
 	was := s.proto
 	// Whatever came in clear text may be anybody's. What was pipelined behind AUTH
 	// is dropped, never run inside TLS (no STARTTLS injection), and what was said
@@ -784,10 +793,10 @@ func (s *session) limiterFor(upload bool) *rate.Limiter {
 }
 
 // transferLog is the one line that a transfer leaves in the log, whatever its end.
-func (s *session) transferLog(result, path string, bytes int64, dur time.Duration, err error, sum []byte) {
+func (s *session) transferLog(result, direction, path string, bytes int64, dur time.Duration, err error, sum []byte) {
 	attrs := []slog.Attr{
 		slog.Uint64("session", s.id), slog.String("user", s.userName()), slog.String("addr", s.addrText()),
-		slog.String("proto", s.proto), slog.String("verb", s.verb), slog.String("path", path),
+		slog.String("direction", direction), slog.String("proto", s.proto), slog.String("verb", s.verb), slog.String("path", path),
 		slog.Int64("bytes", bytes), slog.Duration("dur", dur.Round(time.Microsecond)), slog.String("result", result),
 	}
 	if sum != nil {
@@ -797,4 +806,29 @@ func (s *session) transferLog(result, path string, bytes int64, dur time.Duratio
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
 	s.srv.log.LogAttrs(context.Background(), slog.LevelInfo, "transfer", attrs...)
+	way := byte('o')
+	if direction == "upload" {
+		way = 'i'
+	}
+	s.transferred(way, path, bytes, dur, err == nil)
+}
+
+// transferred leaves a line in the transfer log, if there is one.
+func (s *session) transferred(way byte, path string, bytes int64, dur time.Duration, complete bool) {
+	s.srv.transferLog.add(transferEvent{time: time.Now(), took: dur, host: s.addrText(), bytes: bytes, path: path,
+		ascii: s.converting() && way != 'd', direction: way, user: s.userName(), complete: complete})
+}
+
+// changed is the one line that a change of names leaves in the log: what was done to
+// the path p, and more about it.
+func (s *session) changed(what, p string, more ...slog.Attr) {
+	attrs := append([]slog.Attr{slog.Uint64("session", s.id), slog.String("user", s.userName()), slog.String("addr", s.addrText()),
+		slog.String("proto", s.proto), slog.String("verb", s.verb), slog.String("path", p)}, more...)
+	s.srv.log.LogAttrs(context.Background(), slog.LevelInfo, what, attrs...)
+}
+
+// deleted is changed for a file that is gone.
+func (s *session) deleted(p string, bytes int64) {
+	s.changed("deleted", p, slog.Int64("bytes", bytes))
+	s.transferred('d', p, bytes, 0, true)
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -184,6 +185,7 @@ func (s *session) cmdMKD(arg string) error {
 	if err != nil {
 		return s.noChange(p, err)
 	}
+	s.changed("directory made", p)
 	s.reply(codePath, quoted(p)+" created.")
 	return nil
 }
@@ -196,18 +198,22 @@ func (s *session) cmdRMD(arg string) error {
 	if err != nil {
 		return s.noChange(p, err)
 	}
+	s.changed("directory removed", p)
 	s.reply(codeFileDone, "Directory removed.")
 	return nil
 }
 
 func (s *session) cmdDELE(arg string) error {
+	var e entry
 	p, err := s.path(arg)
 	if err == nil {
+		e, _ = s.jail.lstat(p) // for the log
 		err = s.jail.remove(p)
 	}
 	if err != nil {
 		return s.noChange(p, err)
 	}
+	s.deleted(p, e.size)
 	s.reply(codeFileDone, "File deleted.")
 	return nil
 }
@@ -241,6 +247,7 @@ func (s *session) cmdRNTO(arg string) error {
 	if err != nil {
 		return s.noChange(to, err)
 	}
+	s.changed("renamed", from, slog.String("to", to))
 	s.reply(codeFileDone, "Renamed.")
 	return nil
 }

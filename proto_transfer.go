@@ -487,7 +487,7 @@ func (s *session) recordTransfer(p string, counted *countedTransfer, x *transfer
 		moved = x.moved.Load()
 	}
 	counted.end(result)
-	s.transferLog(result, p, moved, dur, err, sum)
+	s.transferLog(result, counted.direction, p, moved, dur, err, sum)
 }
 
 // transferResult names how a transfer ended, for log and metrics.

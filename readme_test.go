@@ -257,7 +257,7 @@ func TestREADMEFail2ban(t *testing.T) {
 	}
 	for _, name := range []string{"ann", "", `x addr=198.51.100.1 method=`, `" addr=198.51.100.1 method="`, `\" addr=198.51.100.1 method=`, "a\nb"} {
 		var log bytes.Buffer
-		a := newAuthenticator(nil, limitsConfig{}, slog.New(newJournalHandler(&log, slog.LevelInfo)), nil)
+		a := newAuthenticator(nil, limitsConfig{}, slog.New(newJournalHandler("berth", &log, slog.LevelInfo, "")), nil)
 		a.logFailure(name, netip.MustParseAddr("192.0.2.7"), "password", reasonPassword)
 		if m := pattern.FindStringSubmatch(log.String()); m == nil || m[1] != "192.0.2.7" {
 			t.Errorf("%q: %q in %q", name, m, log.String())

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path"
 	"slices"
@@ -187,7 +188,7 @@ type welcome struct {
 
 func (s *session) doLogin(q *request) error {
 	if s.user != nil && s.method == "local" && q.Password != nil {
-		s.logout() // as USER does it: the socket's word was only the first
+		s.logout("ok") // as USER does it: the socket's word was only the first
 	}
 	if s.user != nil {
 		if q.User == nil || *q.User == s.user.Name && q.Password == nil && s.method != "password" {
@@ -209,6 +210,9 @@ func (s *session) doLogin(q *request) error {
 		if u, method := s.provenUser(name); u != nil {
 			return s.welcomeAs(u, method)
 		}
+		if fp := s.fingerprint(); fp != "" {
+			s.srv.auth.unproven(name, s.peer, s.srv.users.byCertificate(fp))
+		}
 		s.answer(&answer{Code: codeNotLoggedIn, Reason: "login", Text: "Neither a client certificate nor the local socket says that this is you; log in with user and password."})
 		return nil
 	}
@@ -216,6 +220,7 @@ func (s *session) doLogin(q *request) error {
 		return s.badField("login needs a user.")
 	}
 	if s.clearRefused(s.srv.users.get(name)) {
+		s.refusedClear(name)
 		s.answer(&answer{Code: codeNotLoggedIn, Reason: "tls_required", Text: "Passwords are not accepted in clear text from there; use TLS."})
 		return nil
 	}
@@ -664,13 +669,18 @@ func (s *session) doMkdir(q *request) error {
 				if c != '/' {
 					continue
 				}
-				if err := s.jail.mkdir(p[:i+1]); err != nil && s.jail.isDir(p[:i+1]) != nil {
+				err := s.jail.mkdir(p[:i+1])
+				if err == nil {
+					s.changed("directory made", p[:i+1])
+				} else if s.jail.isDir(p[:i+1]) != nil {
 					return s.noChange(p, err)
 				}
 			}
 		}
 		err := s.jail.mkdir(p)
-		if err != nil && q.Recursive && s.jail.isDir(p) == nil {
+		if err == nil {
+			s.changed("directory made", p)
+		} else if q.Recursive && s.jail.isDir(p) == nil {
 			err = nil
 		}
 		return s.done(err, p, codePath, "Created.")
@@ -685,14 +695,21 @@ func (s *session) doRemove(q *request) error {
 		case s.jail.isTop(p):
 			err = errShareRoot // before anything below it goes
 		case !e.isDir():
-			err = s.jail.remove(p)
+			if err = s.jail.remove(p); err == nil {
+				s.deleted(p, e.size)
+			}
 		case q.Recursive:
 			x := newTransfer(0, nil)
 			x.file = p
+			var gone removed
 			s.flush()
-			_, err = s.watched(x, s.verb, func() error { return s.removeTree(x, p, 0) })
+			_, err = s.watched(x, s.verb, func() error { return s.removeTree(x, p, 0, &gone) })
+			// One line, however many names; the transfer log has each of them.
+			s.changed("tree removed", p, slog.Int64("files", gone.files), slog.Int64("directories", gone.directories), slog.Int64("bytes", gone.bytes), slog.String("result", changeResult(err)))
 		default:
-			err = s.jail.rmdir(p)
+			if err = s.jail.rmdir(p); err == nil {
+				s.changed("directory removed", p)
+			}
 		}
 		return s.done(err, p, codeFileDone, "Removed.")
 	})
@@ -701,9 +718,20 @@ func (s *session) doRemove(q *request) error {
 // errTooDeep ends a recursive request that would hold too many directories open.
 var errTooDeep = errors.New("directories lie too deep in each other")
 
+// changeResult is the word for the log.
+func changeResult(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+// removed is what removeTree has removed so far.
+type removed struct{ files, directories, bytes int64 }
+
 // removeTree removes a directory and all below it that can be seen. What was
 // removed before an error, or before it was cancelled, stays so.
-func (s *session) removeTree(x *transfer, p string, depth int) error {
+func (s *session) removeTree(x *transfer, p string, depth int, gone *removed) error {
 	if depth > maxDepth {
 		return errTooDeep
 	}
@@ -718,9 +746,14 @@ func (s *session) removeTree(x *transfer, p string, depth int) error {
 		}
 		name := path.Join(p, e.name)
 		if e.isDir() {
-			return s.removeTree(x, name, depth+1)
+			return s.removeTree(x, name, depth+1, gone)
 		}
-		if err := s.jail.remove(name); !errors.Is(err, os.ErrNotExist) {
+		switch err := s.jail.remove(name); {
+		case err == nil:
+			gone.files++
+			gone.bytes += e.size
+			s.transferred('d', name, e.size, 0, true)
+		case !errors.Is(err, os.ErrNotExist):
 			return err
 		}
 		return nil
@@ -728,7 +761,10 @@ func (s *session) removeTree(x *transfer, p string, depth int) error {
 	if err != nil {
 		return err
 	}
-	return s.jail.rmdir(p)
+	if err = s.jail.rmdir(p); err == nil {
+		gone.directories++
+	}
+	return err
 }
 
 func (s *session) doMove(q *request) error {
@@ -740,6 +776,9 @@ func (s *session) doMove(q *request) error {
 		if err == nil {
 			// Replacing a file destroys it: that takes more than the right to rename.
 			err = s.jail.rename(from, to, s.user.can(permWrite) || s.user.can(permDelete))
+		}
+		if err == nil {
+			s.changed("renamed", from, slog.String("to", to))
 		}
 		return s.done(err, to, codeFileDone, "Moved.")
 	})
@@ -779,6 +818,7 @@ func (s *session) doTouch(q *request) error {
 			if err := u.commit(); err != nil {
 				return s.refuseUpload(p, err)
 			}
+			s.changed("file made", p)
 		}
 		return s.done(s.jail.setTimes(p, when), p, codeFileDone, "Time changed.")
 	})

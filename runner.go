@@ -381,7 +381,7 @@ func (r *runner) take(c net.Conn) {
 	for i, a := range q.Program.Argv {
 		args[i] = string(a)
 	}
-	r.log.Info("command", "args", strings.Join(args, " "), "dur", res.took.Round(time.Microsecond), "reason", res.reason, "exit", res.exit, "bytes", res.out)
+	r.log.Info("command", "args", strings.Join(args, " "), "dur", res.took.Round(time.Microsecond), "result", res.reason, "exit", res.exit, "bytes", res.out)
 }
 
 // read hands on what comes for a running command until X, or the daemon's end.

@@ -88,6 +88,9 @@ type server struct {
 	reloads   atomic.Uint64 // that were taken
 	tidying   *time.Timer
 
+	logLimit    *limitHandler // nil: everything is logged
+	transferLog *transferLog  // nil: there is none
+
 	reloading sync.Mutex // one reload at a time; guards told
 	told      []*user    // the users that the log knows of
 
@@ -144,6 +147,8 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 		started: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
 	}
 	s.ports = newDataPorts(&s.quick)
+	s.logLimit = limitOf(log)
+	s.transferLog = newTransferLog(cfg.Log.Transfers, log)
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.current.Store(cfg)
 	s.jails = newJailSet(newLedger(cfg.Server.StateDir, log))
@@ -152,6 +157,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
 	v, rev := buildVersion()
 	s.metrics = newMetrics(v, rev, s.metricSources(cfg))
+	s.logLimit.count(s.metrics.logSuppressed)
 	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
 		others: errors.Is(s.jails.ledger.noLock, unix.EWOULDBLOCK),
 		launch: s.launch, sandbox: s.hookSandbox, ran: s.metrics.commandRun, lost: s.metrics.uploadHookLost,

@@ -7,9 +7,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -549,7 +551,10 @@ func (s *session) finish(result string) {
 	if l != nil {
 		s.srv.chat.listen(l, false)
 	}
-	s.logout()
+	if s.user == nil {
+		s.strangerLeft(result)
+	}
+	s.logout(result)
 	s.dropInput()
 	if s.tls != nil {
 		s.srv.keys.end(s.tls)
@@ -595,6 +600,17 @@ func (s *session) timed(class commandClass, began time.Time) {
 	took -= s.away
 	s.wmu.Unlock()
 	s.srv.metrics.commandTook(class, took)
+}
+
+// strangerLeft logs the end of a session in which nobody is logged in. Most are scanners
+// and health checks, and no news; why berth ended one may be.
+func (s *session) strangerLeft(result string) {
+	level := slog.LevelDebug
+	if result == "abuse" || result == "login_timeout" {
+		level = slog.LevelInfo
+	}
+	s.srv.log.Log(context.Background(), level, "session ended", "session", s.id, "addr", s.addrText(), "proto", s.proto,
+		"dur", time.Since(s.started).Round(time.Millisecond), "result", result)
 }
 
 func (s *session) userName() string {
