@@ -103,7 +103,7 @@ var loginReasons = []string{reasonUnknown, reasonPassword, reasonDisabled, reaso
 type authenticator struct {
 	users   *users
 	log     *slog.Logger
-	observe func(method, result string) // method: password, certificate, local; result: ok, failed, banned, busy
+	observe func(method, result string) // method: password, certificate, local, http; result: ok, failed, banned, busy
 	failed  func(reason string)         // told of each line "login failed"
 	now     func() time.Time
 	compute func(h *passwordHash, password string) bool // the only caller of matches
@@ -187,7 +187,12 @@ func (a *authenticator) setLimits(limits limitsConfig) {
 // a dummy where there is no real one, and is then answered at a time that is counted from
 // the start and does not depend on the hash.
 func (a *authenticator) verify(ctx context.Context, name, password string, peer netip.Addr) (*user, error) {
-	const method = "password"
+	return a.verifyAs(ctx, "password", nil, name, password, peer)
+}
+
+// verifyAs is verify for what only some users may do: those whose names are in only,
+// or all if that is nil. For others it fails as a wrong password does.
+func (a *authenticator) verifyAs(ctx context.Context, method string, only []string, name, password string, peer netip.Addr) (*user, error) {
 	start := a.now()
 	if err := a.refuseBanned(name, peer, method); err != nil {
 		return nil, err
@@ -196,6 +201,8 @@ func (a *authenticator) verify(ctx context.Context, name, password string, peer 
 	hash, reason := a.dummy, u.barred(peer)
 	switch {
 	case reason != "":
+	case only != nil && !slices.Contains(only, name):
+		reason = reasonNotAllowed
 	case u.hash != nil && password != "" && len(password) <= maxPassword:
 		hash = u.hash
 	}

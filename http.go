@@ -5,16 +5,20 @@ package main
 // everything that a stranger could hold open. It is our own because net/http's
 // server brings HTTP/2, multipart forms and file serving along: with it the
 // stripped program is 548,864 bytes larger (Go 1.26, amd64), on boxes with little
-// flash, for four pages on loopback. It knows no page and no metric; metrics.go
-// has those.
+// flash, for four pages on loopback. It knows no page and no user; pages.go has
+// those.
 
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"runtime/debug"
 	"strconv"
@@ -32,7 +36,7 @@ const (
 	// browsers, six connections each. Past it, who has waited longest must go.
 	httpConnLimit = 64
 
-	httpHeaderTimeout = 5 * time.Second // for a request's head, once it has begun
+	httpHeaderTimeout = 5 * time.Second // for a request's head, once it has begun, and for a TLS handshake
 	httpIdleTimeout   = 2 * time.Minute // longer than the usual scrape interval of 1 min
 	// Writing takes at most a scrape's time and the network's.
 	httpWriteTimeout = scrapeTimeout + 5*time.Second
@@ -48,9 +52,12 @@ const (
 const (
 	httpOK               = 200
 	httpBadRequest       = 400
+	httpUnauthorized     = 401
+	httpForbidden        = 403
 	httpNotFound         = 404
 	httpMethodNotAllowed = 405
 	httpContentTooLarge  = 413
+	httpTooMany          = 429
 	httpHeadTooLarge     = 431
 	httpServerError      = 500
 	httpUnavailable      = 503
@@ -64,12 +71,18 @@ func httpReason(status int) string {
 		return "OK"
 	case httpBadRequest:
 		return "Bad Request"
+	case httpUnauthorized:
+		return "Unauthorized"
+	case httpForbidden:
+		return "Forbidden"
 	case httpNotFound:
 		return "Not Found"
 	case httpMethodNotAllowed:
 		return "Method Not Allowed"
 	case httpContentTooLarge:
 		return "Content Too Large"
+	case httpTooMany:
+		return "Too Many Requests"
 	case httpHeadTooLarge:
 		return "Request Header Fields Too Large"
 	case httpServerError:
@@ -114,11 +127,34 @@ type httpRequest struct {
 	header httpFields
 	keep   bool // the client would use the connection again
 	old    bool // it speaks HTTP/1.0
+
+	peer   netip.Addr // who sent it, by the kernel's word; what a header says of it is anybody's
+	secure bool       // it came under TLS
+
+	// giveWay runs wait, which may take seconds. Meanwhile the connection counts as
+	// one that has asked nothing: if its place is needed it is ended, and so is
+	// wait's context. What is answered then, nobody reads.
+	giveWay func(wait func(context.Context))
+}
+
+// basicAuth is the name and password that the request carries, RFC 7617.
+func (q *httpRequest) basicAuth() (name, password string, ok bool) {
+	all := q.header.values("Authorization")
+	if len(all) != 1 {
+		return "", "", false
+	}
+	scheme, coded, _ := strings.Cut(all[0], " ")
+	plain, err := base64.StdEncoding.DecodeString(strings.TrimLeft(coded, " "))
+	if err != nil || !strings.EqualFold(scheme, "Basic") {
+		return "", "", false
+	}
+	return strings.Cut(string(plain), ":")
 }
 
 // An httpAnswer is what a handler makes of a request. The server adds Date,
 // Content-Length and Connection, and leaves the body out for HEAD.
 type httpAnswer struct {
+	page   string // what is answered, in a word of a fixed set, for those who count
 	status int
 	header httpFields
 	body   bytes.Buffer
@@ -129,8 +165,8 @@ func (a *httpAnswer) set(name, value string) {
 	a.header = append(a.header, struct{ name, value string }{name, value})
 }
 
-// fail makes the answer one line of text.
-func (a *httpAnswer) fail(status int, text string) {
+// line makes the answer one line of text.
+func (a *httpAnswer) line(status int, text string) {
 	a.status = status
 	a.set("Content-Type", "text/plain; charset=utf-8")
 	a.body.Reset()
@@ -167,7 +203,7 @@ func httpWithin(d time.Duration, handle httpHandler, late string) httpHandler {
 		case v := <-panics:
 			panic(v)
 		case <-t.C:
-			a.fail(httpUnavailable, late)
+			a.line(httpUnavailable, late)
 		}
 	}
 }
@@ -175,7 +211,9 @@ func httpWithin(d time.Duration, handle httpHandler, late string) httpHandler {
 // An httpServer is one server for any number of listeners.
 type httpServer struct {
 	handle   httpHandler
-	panicked func() // called when a handler did; never nil
+	panicked func()             // called when a handler did; never nil
+	answered func(string, int)  // told the page and status of each answer; never nil
+	secure   func() *tls.Config // what each connection's handshake needs; nil: none is made
 	log      *slog.Logger
 
 	mu      sync.Mutex // guards what follows and the fields of its connections
@@ -186,29 +224,46 @@ type httpServer struct {
 
 // An httpConn is a connection that the server may have to end.
 type httpConn struct {
-	net.Conn
-	waiting bool // no whole request has arrived, so that closing loses no answer
-	since   time.Time
+	net.Conn          // of TLS, once that is made; its own goroutine's
+	bare     net.Conn // what others may close: closing TLS writes, and so may wait
+	waiting  bool     // no whole request has arrived, so that closing loses no answer
+	since    time.Time
+	giveWays context.CancelFunc // ends what giveWay waits for; nil: nothing
+}
+
+// end closes the connection under its server's lock.
+func (c *httpConn) end() {
+	c.bare.Close()
+	if c.giveWays != nil {
+		c.giveWays()
+	}
 }
 
 // newHTTPServer returns a server that asks handle. panicked counts its bugs.
 func newHTTPServer(handle httpHandler, panicked func(), log *slog.Logger) *httpServer {
-	return &httpServer{handle: handle, panicked: panicked, log: log, conns: map[*httpConn]struct{}{}}
+	return &httpServer{handle: handle, panicked: panicked, answered: func(string, int) {}, log: log, conns: map[*httpConn]struct{}{}}
 }
 
 // serve answers on one connection until either side has enough, and closes it.
 func (s *httpServer) serve(conn net.Conn) {
-	defer conn.Close()
 	defer func() {
 		if v := recover(); v != nil {
 			s.caught(v)
 		}
 	}()
-	c := &httpConn{Conn: conn, waiting: true, since: time.Now()}
+	c := &httpConn{Conn: conn, bare: conn, waiting: true, since: time.Now()}
 	if !s.enter(c) {
+		conn.Close()
 		return
 	}
 	defer s.leave(c)
+	defer conn.Close()
+	if s.secure != nil {
+		if !s.handshake(c) {
+			return
+		}
+		defer c.Conn.Close() // says that this is the end, and not a cut
+	}
 	r := bufio.NewReaderSize(c, httpHeadLimit)
 	for first := true; ; first = false {
 		if !first && r.Buffered() == 0 {
@@ -235,10 +290,13 @@ func (s *httpServer) serve(conn net.Conn) {
 			if refused.status == httpMethodNotAllowed {
 				a.set("Allow", "GET, HEAD")
 			}
-			a.fail(refused.status, refused.text)
+			a.line(refused.status, refused.text)
 		} else {
+			q.peer, q.secure = c.peer(), s.secure != nil
+			q.giveWay = func(wait func(context.Context)) { s.giveWay(c, wait) }
 			s.ask(a, q)
 		}
+		s.answered(a.page, a.status)
 		keep := q.keep && a.status != httpServerError && !s.ending()
 		if a.writeTo(c, q, keep) != nil {
 			return
@@ -252,13 +310,56 @@ func (s *httpServer) serve(conn net.Conn) {
 	}
 }
 
+// handshake makes the connection one of TLS. Whoever speaks HTTP without TLS is
+// told, as people who type an address without https:// cannot know.
+func (s *httpServer) handshake(c *httpConn) bool {
+	c.SetDeadline(time.Now().Add(httpHeaderTimeout))
+	secure := tls.Server(c.bare, s.secure())
+	err := secure.Handshake()
+	if err == nil {
+		c.Conn = secure
+		return true
+	}
+	var plain tls.RecordHeaderError
+	if errors.As(err, &plain) && plain.Conn != nil { // nothing was sent yet
+		a := &httpAnswer{}
+		a.line(httpBadRequest, "HTTPS is spoken here: begin the address with https://.")
+		if a.writeTo(c, &httpRequest{}, false) == nil {
+			c.linger()
+		}
+	}
+	s.log.Debug("http handshake failed", "addr", c.RemoteAddr(), "error", err)
+	return false
+}
+
+// giveWay is httpRequest's.
+func (s *httpServer) giveWay(c *httpConn, wait func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.mu.Lock()
+	_, in := s.conns[c]
+	if in && !s.closing {
+		c.waiting, c.giveWays = true, cancel // since is when it asked
+	} else {
+		cancel()
+	}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		c.waiting, c.giveWays = false, nil
+		s.mu.Unlock()
+	}()
+	wait(ctx)
+	c.SetWriteDeadline(time.Now().Add(httpWriteTimeout))
+}
+
 // ask runs the handler; a panic in it costs this answer and this connection.
 func (s *httpServer) ask(a *httpAnswer, q *httpRequest) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.caught(v)
 			*a = httpAnswer{}
-			a.fail(httpServerError, "This is a bug; the log has more.")
+			a.line(httpServerError, "This is a bug; the log has more.")
 		}
 	}()
 	s.handle(a, q)
@@ -290,7 +391,7 @@ func (s *httpServer) enter(c *httpConn) bool {
 			return false
 		}
 		delete(s.conns, oldest)
-		oldest.Close()
+		oldest.end()
 	}
 	s.conns[c] = struct{}{}
 	s.running.Add(1)
@@ -338,9 +439,17 @@ func (s *httpServer) end(which func(*httpConn) bool) {
 	s.closing = true
 	for c := range s.conns {
 		if which(c) {
-			c.Close()
+			c.end()
 		}
 	}
+}
+
+// peer is the address at the other end; the zero Addr where that has none.
+func (c *httpConn) peer() netip.Addr {
+	if t, ok := c.bare.RemoteAddr().(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
 }
 
 // linger reads on for a moment, so that a client that is still sending gets to

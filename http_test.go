@@ -216,12 +216,12 @@ func TestHTTPAnswers(t *testing.T) {
 // Go's client sees over the wire what the handler made, again and again on one
 // connection, packed and unpacked.
 func TestHTTPGoClient(t *testing.T) {
-	_, addr := listenHTTP(t, exercisedMetrics().handler(nil, nil))
+	_, addr := listenHTTP(t, newFTPBox(t, "", "").srv.pages.answer)
 	transport := &http.Transport{MaxConnsPerHost: 1}
 	defer transport.CloseIdleConnections()
 	client := http.Client{Transport: transport, Timeout: replyTime}
 	for range 3 {
-		for path, want := range map[string]string{"/metrics": "berth_build_info", "/healthz": "ok\n", "/readyz": "ready\n", "/": "<h1>berth</h1>"} {
+		for path, want := range map[string]string{"/metrics": "berth_build_info", "/healthz": "ok\n", "/readyz": "ready\n", "/": "<h1>box</h1>"} {
 			a, err := client.Get("http://" + addr + path)
 			if err != nil {
 				t.Fatal(err)
@@ -245,7 +245,7 @@ func TestHTTPGoClient(t *testing.T) {
 
 // curl and nc, where they are installed, agree.
 func TestHTTPTools(t *testing.T) {
-	_, addr := listenHTTP(t, exercisedMetrics().handler(nil, nil))
+	_, addr := listenHTTP(t, newFTPBox(t, "", "").srv.pages.answer)
 	host, port, _ := net.SplitHostPort(addr)
 	for _, tt := range []struct {
 		stdin, want string

@@ -194,7 +194,9 @@ func (s *server) reload() error {
 	s.metrics.configReloaded(err == nil)
 	s.mu.Lock()
 	s.refused = ""
-	if err != nil {
+	if err == nil {
+		s.loaded = time.Now()
+	} else {
 		s.refused, _, _ = strings.Cut(err.Error(), "\n")
 	}
 	s.mu.Unlock()
@@ -426,6 +428,7 @@ func (s *server) idleExit() bool {
 	s.resting.Store(true)
 	s.deadline(time.Unix(1, 0))
 	s.accepting.Wait()
+	s.asking.Wait()
 	s.taking.Wait() // what was accepted in the last moment is a session now, or gone
 	if idle() {
 		s.log.Info("idle", "for", after)
@@ -483,8 +486,12 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	// The listeners first: whoever has been taken is served, and who has not waits
 	// where systemd keeps the queue.
 	s.drainAt.Store(time.Now().UnixNano())
+	// The pages stay to the last: /readyz says why nobody is let in, and a drain is
+	// watched by what /metrics tells.
 	for _, k := range s.sockets {
-		k.close()
+		if k.kind != "http" {
+			k.close()
+		}
 	}
 	s.accepting.Wait()
 	left := s.everySession()
@@ -496,6 +503,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	done := make(chan struct{})
 	go func() { s.running.Wait(); close(done) }()
 	s.await(done, signals, most)
+	s.endPages()
 	s.end() // logins that are being checked, and datagram services
 	for _, c := range s.everySession() {
 		c.kill()
@@ -522,6 +530,22 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	s.tidying.Stop()
 	s.logLimit.tell()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
+}
+
+// endPages ends the http listeners. What they are answering may be finished, if it
+// takes no longer than a moment.
+func (s *server) endPages() {
+	for _, k := range s.sockets {
+		if k.kind == "http" {
+			k.close()
+		}
+	}
+	over := make(chan struct{})
+	go func() { s.asking.Wait(); s.answering.Wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(closeTimeout):
+	}
 }
 
 // await waits until the sessions are done, for as long as the drain may take, or
@@ -571,7 +595,7 @@ func (s *server) watchdog(ctx context.Context) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for {
-		if err := s.probe(ctx, every); err == nil {
+		if err, _ := s.probe(ctx, every); err == nil {
 			s.systemd.tell(daemon.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
 			s.log.Error("not well: the own listener did not take a connection", "error", err)
@@ -588,7 +612,7 @@ func (s *server) watchdog(ctx context.Context) {
 // they come from.
 type probes struct {
 	pending atomic.Int32
-	short   atomic.Bool // accept(2) had no descriptor or memory since the last look
+	short   atomic.Int64 // when accept(2) last had no descriptor or memory, since the server began; 0: never
 
 	mu      sync.Mutex
 	waiting map[string]chan struct{}
@@ -644,12 +668,12 @@ func probeKey(a net.Addr) string {
 
 // probe connects to every stream listener and waits until what accepts there has
 // passed the connection on. What stands between us and our own listener, as a
-// firewall or a lack of descriptors, is no sign that the daemon hangs, and is no
-// error: to be killed for it would cost every session and mend nothing.
-func (s *server) probe(ctx context.Context, within time.Duration) error {
+// firewall or a lack of descriptors, is no sign that the daemon hangs, and is not
+// hung, but blocked: to be killed for it would cost every session and mend nothing.
+func (s *server) probe(ctx context.Context, within time.Duration) (hung, blocked error) {
 	ctx, stop := context.WithTimeout(ctx, within)
 	defer stop()
-	s.probes.short.Store(false)
+	short := s.probes.short.Load()
 	failed := make(chan error, len(s.sockets))
 	var all sync.WaitGroup
 	for _, k := range s.sockets {
@@ -662,10 +686,15 @@ func (s *server) probe(ctx context.Context, within time.Duration) error {
 		}
 	}
 	all.Wait()
-	if len(failed) == 0 || s.probes.short.Load() {
-		return nil
+	close(failed)
+	for err := range failed {
+		if errors.Is(err, errNotTaken) && s.probes.short.Load() == short {
+			hung = err
+		} else {
+			blocked = err
+		}
 	}
-	return <-failed
+	return hung, blocked
 }
 
 var errNotTaken = errors.New("nobody took it")
@@ -708,7 +737,7 @@ func (s *server) probeOne(ctx context.Context, k socket) error {
 			return errNotTaken // its queue is full, and stays so
 		}
 		s.log.Debug("a listener cannot be tried from here", "listener", k.kind, "error", err)
-		return nil
+		return err
 	}
 	defer conn.Close()
 	select {

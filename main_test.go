@@ -349,7 +349,7 @@ func TestDemo(t *testing.T) {
 	}
 	u.Close()
 	transport := &http.Transport{DisableKeepAlives: true}
-	for path, want := range map[string]string{"/healthz": "", "/readyz": "", "/metrics": "berth_sessions", "/": "sessions "} {
+	for path, want := range map[string]string{"/healthz": "", "/readyz": "", "/metrics": "berth_sessions", "/": "<h2 id=\"sessions\">"} {
 		resp, err := (&http.Client{Transport: transport, Timeout: replyTime}).Get("http://" + d.http + path)
 		if err != nil {
 			t.Fatal(err)

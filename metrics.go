@@ -1,18 +1,15 @@
 package main
 
-// The metrics room owns every name under /metrics, their label sets, and the
-// small HTTP pages that an operator's tools ask: /metrics, /healthz, /readyz
-// and a status page. It is a leaf: others tell it what happened through typed
+// The metrics room owns every name under /metrics, their label sets, and what a
+// scrape is answered. It is a leaf: others tell it what happened through typed
 // methods, and what it must ask (quotas, bans, free space) comes through
 // functions that main gives it. It knows no session, user or file; nothing
 // outside this file sees the Prometheus library. A peer's address, a path or
 // anything else a stranger chooses is never a label.
 
 import (
-	"bytes"
 	"compress/gzip"
 	"fmt"
-	"html"
 	"io"
 	"maps"
 	"runtime"
@@ -61,9 +58,6 @@ const (
 // metrics counts what berth does. All methods may be called from any
 // goroutine; none blocks on the network or calls back into the program.
 type metrics struct {
-	version string
-	started time.Time
-
 	registry *prometheus.Registry
 	src      metricSources
 	// Whose name is a label now, so that it can be taken back when he is removed.
@@ -169,7 +163,7 @@ type metricSources struct {
 // newMetrics makes the metrics of one daemon on a registry of their own. The
 // configuration counts as loaded at this moment.
 func newMetrics(version, revision string, src metricSources) *metrics {
-	m := &metrics{version: version, started: time.Now(), registry: prometheus.NewRegistry(), src: src, named: map[string]struct{}{}}
+	m := &metrics{registry: prometheus.NewRegistry(), src: src, named: map[string]struct{}{}}
 
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
@@ -643,39 +637,10 @@ func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question
 
 // --- HTTP ---
 
-// handler serves the http listener: /metrics, /healthz (the process answers),
-// /readyz (503 and the reason while ready returns an error) and / (a page for
-// people, with the lines that status writes; both functions may be nil).
-// Nothing here changes anything.
-func (m *metrics) handler(ready func() error, status func(w io.Writer)) httpHandler {
+// page answers /metrics.
+func (m *metrics) page() httpHandler {
 	scrapes := &scrapeHandler{gather: m.gather, inFlight: make(chan struct{}, scrapesInFlight)}
-	metricsPage := httpWithin(scrapeTimeout, scrapes.answer, fmt.Sprintf("The scrape took more than %v.", scrapeTimeout))
-	return func(a *httpAnswer, q *httpRequest) {
-		a.set("X-Content-Type-Options", "nosniff")
-		a.set("Cache-Control", "no-store")
-		switch q.url.Path {
-		case "/metrics":
-			metricsPage(a, q)
-		case "/healthz":
-			a.set("Content-Type", "text/plain; charset=utf-8")
-			a.body.WriteString("ok\n")
-		case "/readyz":
-			if ready != nil {
-				if err := ready(); err != nil {
-					a.fail(httpUnavailable, "not ready: "+err.Error())
-					return
-				}
-			}
-			a.set("Content-Type", "text/plain; charset=utf-8")
-			a.body.WriteString("ready\n")
-		case "/":
-			a.set("Content-Type", "text/html; charset=utf-8")
-			a.set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-			m.writeStatusPage(&a.body, status)
-		default:
-			a.fail(httpNotFound, "There is no such page.")
-		}
-	}
+	return httpWithin(scrapeTimeout, scrapes.answer, fmt.Sprintf("The scrape took more than %v.", scrapeTimeout))
 }
 
 // A scrapeHandler answers /metrics as promhttp does, header for header. It is
@@ -694,12 +659,12 @@ func (s *scrapeHandler) answer(a *httpAnswer, q *httpRequest) {
 	case s.inFlight <- struct{}{}:
 		defer func() { <-s.inFlight }()
 	default:
-		a.fail(httpUnavailable, fmt.Sprintf("%d scrapes are running, which is the limit; try again later.", cap(s.inFlight)))
+		a.line(httpUnavailable, fmt.Sprintf("%d scrapes are running, which is the limit; try again later.", cap(s.inFlight)))
 		return
 	}
 	families, err := s.gather()
 	if err != nil && len(families) == 0 { // one source that fails must not hide the rest
-		a.fail(httpServerError, "no metrics could be gathered: "+err.Error())
+		a.line(httpServerError, "no metrics could be gathered: "+err.Error())
 		return
 	}
 
@@ -782,26 +747,4 @@ func (m *metrics) gather() ([]*dto.MetricFamily, error) {
 func (m *metrics) addRuntime() {
 	m.registry.MustRegister(collectors.NewGoCollector())
 	m.registry.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-}
-
-func (m *metrics) writeStatusPage(w io.Writer, status func(io.Writer)) {
-	var lines bytes.Buffer
-	fmt.Fprintf(&lines, "version  %s\nuptime   %s\n", m.version, time.Since(m.started).Truncate(time.Second))
-	if status != nil {
-		status(&lines)
-	}
-	fmt.Fprintf(w, `<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>berth</title></head>
-<body>
-<h1>berth</h1>
-<pre>%s</pre>
-<ul>
-<li><a href="/metrics">/metrics</a> for Prometheus</li>
-<li><a href="/healthz">/healthz</a> whether the process answers</li>
-<li><a href="/readyz">/readyz</a> whether it takes sessions</li>
-</ul>
-</body>
-</html>
-`, html.EscapeString(lines.String()))
 }

@@ -146,7 +146,7 @@ func ownLines(scrape string) string {
 func TestScrapeGolden(t *testing.T) {
 	// In the bubble it is always 2000-01-01, so the reload time stamp is fixed.
 	synctest.Test(t, func(t *testing.T) {
-		h := exercisedMetrics().handler(nil, nil)
+		h := exercisedMetrics().page()
 		w := getPage(t, h, "GET", "/metrics")
 		if w.Code != http.StatusOK {
 			t.Fatalf("GET /metrics = %d: %s", w.Code, w.Body)
@@ -171,7 +171,7 @@ func TestScrapeGolden(t *testing.T) {
 // Every name the contract lists must be in a scrape, and a daemon's own
 // collectors beside them.
 func TestScrapeHasContractNames(t *testing.T) {
-	scrape := getPage(t, exercisedMetrics().handler(nil, nil), "GET", "/metrics").Body.String()
+	scrape := getPage(t, exercisedMetrics().page(), "GET", "/metrics").Body.String()
 	for _, name := range []string{
 		"berth_build_info", "berth_sessions", "berth_sessions_total", "berth_logins_total", "berth_bans",
 		"berth_transfers_total", "berth_transfer_bytes_total", "berth_transfer_duration_seconds",
@@ -192,7 +192,7 @@ func TestScrapeHasContractNames(t *testing.T) {
 }
 
 func TestScrapeLints(t *testing.T) {
-	w := getPage(t, exercisedMetrics().handler(nil, nil), "GET", "/metrics")
+	w := getPage(t, exercisedMetrics().page(), "GET", "/metrics")
 	problems, err := promlint.New(strings.NewReader(ownLines(w.Body.String()))).Lint()
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func TestScrapeSurvivesBadSources(t *testing.T) {
 		CertificateExpiry: func() time.Time { return time.Time{} },
 		Bans:              func() int { return 4 },
 	})
-	h := m.handler(nil, nil)
+	h := m.page()
 	getPage(t, h, "GET", "/metrics")
 	w := getPage(t, h, "GET", "/metrics")
 	body := w.Body.String()
@@ -232,7 +232,7 @@ func TestScrapeSurvivesBadSources(t *testing.T) {
 func TestConfigReloadedRefusedKeepsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMetrics("v", "r", metricSources{})
-		h := m.handler(nil, nil)
+		h := m.page()
 		expect := func(success, stamp string) {
 			t.Helper()
 			body := getPage(t, h, "GET", "/metrics").Body.String()
@@ -257,7 +257,7 @@ func TestPairCounterIsBounded(t *testing.T) {
 	for i := range 10 * metricPairLimit {
 		m.command(fmt.Sprintf("X%d\xff", i), 500)
 	}
-	body := getPage(t, m.handler(nil, nil), "GET", "/metrics").Body.String()
+	body := getPage(t, m.page(), "GET", "/metrics").Body.String()
 	if n := strings.Count(body, "\nberth_control_commands_total{"); n > metricPairLimit+1 {
 		t.Errorf("%d series of berth_control_commands_total, want at most %d", n, metricPairLimit+1)
 	}
@@ -282,7 +282,7 @@ func TestHotCountersDoNotAllocate(t *testing.T) {
 
 func TestMetricsConcurrently(t *testing.T) {
 	m := newMetrics("v", "r", metricSources{Usage: func() []userUsage { return []userUsage{{Name: "ann"}} }})
-	h := m.handler(nil, nil)
+	h := m.page()
 	const workers, rounds = 8, 200
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -315,40 +315,8 @@ func TestMetricsConcurrently(t *testing.T) {
 	}
 }
 
-func TestHTTPPages(t *testing.T) {
-	down := errors.New("draining")
-	up := newMetrics("1.2.3", "r", metricSources{}).handler(nil, func(w io.Writer) { io.WriteString(w, "sessions <3>\n") })
-	notReady := newMetrics("1.2.3", "r", metricSources{}).handler(func() error { return down }, nil)
-	for _, tt := range []struct {
-		h            http.Handler
-		method, path string
-		code         int
-		body         string // contained
-	}{
-		{up, "GET", "/healthz", 200, "ok\n"},
-		{up, "HEAD", "/healthz", 200, ""},
-		{up, "GET", "/readyz", 200, "ready\n"},
-		{notReady, "GET", "/readyz", 503, "not ready: draining\n"},
-		{notReady, "GET", "/healthz", 200, "ok\n"},
-		{notReady, "GET", "/metrics", 200, "berth_build_info"},
-		{up, "GET", "/", 200, "version  1.2.3\n"},
-		{up, "GET", "/", 200, "sessions &lt;3&gt;"},
-		{up, "GET", "/nothing", 404, ""},
-		{up, "GET", "/metrics/", 404, ""},
-		{up, "GET", "/../metrics", 404, ""},
-	} {
-		w := getPage(t, tt.h, tt.method, tt.path)
-		if w.Code != tt.code || !strings.Contains(w.Body.String(), tt.body) {
-			t.Errorf("%s %s = %d %q; want %d with %q", tt.method, tt.path, w.Code, w.Body, tt.code, tt.body)
-		}
-	}
-	if page := getPage(t, up, "GET", "/").Body.String(); strings.Contains(page, "<script") {
-		t.Error("the status page has a script")
-	}
-}
-
 func TestScrapeGzip(t *testing.T) {
-	w := getPage(t, exercisedMetrics().handler(nil, nil), "GET", "/metrics", "Accept-Encoding", "gzip")
+	w := getPage(t, exercisedMetrics().page(), "GET", "/metrics", "Accept-Encoding", "gzip")
 	if got := w.Header().Get("Content-Encoding"); got != "gzip" {
 		t.Fatalf("Content-Encoding = %q", got)
 	}
@@ -433,7 +401,7 @@ func TestScrapesInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		m := newMetrics("v", "r", metricSources{Bans: func() int { <-release; return 1 }})
-		h := m.handler(nil, nil)
+		h := m.page()
 		codes := make(chan int, scrapesInFlight)
 		for range scrapesInFlight {
 			go func() { codes <- getPage(t, h, "GET", "/metrics").Code }()
@@ -472,7 +440,7 @@ func TestScrapeOfNothing(t *testing.T) {
 // The client of berth health is our own, so it must stand what may listen where
 // berth should.
 func TestAskHealthz(t *testing.T) {
-	page := newHTTPServer(newMetrics("v", "r", metricSources{}).handler(nil, nil), func() {}, slog.New(slog.DiscardHandler))
+	page := newHTTPServer(newMetrics("v", "r", metricSources{}).page(), func() {}, slog.New(slog.DiscardHandler))
 	long := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusTeapot)
 		w.Write(bytes.Repeat([]byte("x"), 1<<20))
@@ -515,7 +483,7 @@ func TestAskHealthz(t *testing.T) {
 			}
 			defer ln.Close()
 			go tt.serve(ln)
-			status, answer, err := askHealthz(ln.Addr().String())
+			status, answer, err := askHealthz(ln.Addr().String(), false)
 			if status != tt.status || string(answer) != tt.answer || (err == nil) != (tt.status != 0) {
 				t.Errorf("%d %q %v; want %d %q", status, answer, err, tt.status, tt.answer)
 			}
@@ -526,7 +494,7 @@ func TestAskHealthz(t *testing.T) {
 // A scraper that asks for OpenMetrics gets the classic format: berth_sessions
 // and berth_sessions_total would be one family there.
 func TestScrapeNeverOpenMetrics(t *testing.T) {
-	w := getPage(t, exercisedMetrics().handler(nil, nil), "GET", "/metrics", "Accept", "application/openmetrics-text; version=1.0.0")
+	w := getPage(t, exercisedMetrics().page(), "GET", "/metrics", "Accept", "application/openmetrics-text; version=1.0.0")
 	if got := w.Header().Get("Content-Type"); w.Code != 200 || !strings.HasPrefix(got, "text/plain") {
 		t.Errorf("GET /metrics = %d, Content-Type %q", w.Code, got)
 	}

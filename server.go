@@ -56,6 +56,7 @@ type server struct {
 	current     atomic.Pointer[config]
 	configPath  string
 	log         *slog.Logger
+	recent      *recentEvents // what log has said of late
 	level       *slog.LevelVar
 	users       *users
 	auth        *authenticator
@@ -72,6 +73,7 @@ type server struct {
 	digestQueue atomic.Int32  // requests that wait for one
 	lookUsers   patientLook[struct{}]
 	lookFree    patientLook[freeSpace]
+	lookState   patientLook[error]
 	chat        chat
 	ctx         context.Context // ends when the server does
 	end         context.CancelFunc
@@ -79,11 +81,14 @@ type server struct {
 
 	signals   chan os.Signal // and what stands for them
 	sockets   []socket
-	accepting sync.WaitGroup // the loops of the stream sockets
+	accepting sync.WaitGroup // the loops of the stream sockets, but http
+	asking    sync.WaitGroup // the loops of the http sockets, which a drain ends last
+	answering sync.WaitGroup // and what they have begun
 	taking    sync.WaitGroup // connections that are not yet sessions
 	resting   atomic.Bool    // the loops are to end, and may be begun again
 	drainAt   atomic.Int64   // when the drain began, in Unix nanoseconds; 0: not yet
 	probes    probes
+	pages     *pages
 	systemd   notifier
 	reloads   atomic.Uint64 // that were taken
 	tidying   *time.Timer
@@ -105,6 +110,7 @@ type server struct {
 	toDrain  bool           // somebody has asked for it
 	quietAt  time.Time      // when the last session ended, or the server began
 	refused  string         // why the last reload was, "" if it was not
+	loaded   time.Time      // when the configuration that is in use was
 	running  sync.WaitGroup // sessions and serving loops
 	hooking  sync.WaitGroup // the on_upload queue
 }
@@ -123,6 +129,8 @@ type account struct {
 //
 // ownsChildren says that this process has no children but commands.
 func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren bool) (*server, error) {
+	recent := newRecentLog(log.Handler())
+	log = slog.New(recent)
 	if err := os.MkdirAll(cfg.Server.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
 	}
@@ -141,10 +149,10 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 		return nil, err
 	}
 	s := &server{
-		log: log, level: level, users: us, keys: keys,
+		log: log, recent: recent.events, level: level, users: us, keys: keys,
 		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, byUID: map[uint32]int{}, accounts: map[string]*account{},
-		started: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
+		started: time.Now(), loaded: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
 	}
 	s.ports = newDataPorts(&s.quick)
 	s.logLimit = limitOf(log)
@@ -165,6 +173,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	if err != nil {
 		return nil, err
 	}
+	s.pages = newPages(s)
 	keys.onReuse = s.metrics.tlsResumption
 	s.auth = newAuthenticator(us, cfg.Limits, log, s.metrics.login)
 	s.auth.failed = s.metrics.loginFailed
@@ -273,6 +282,9 @@ func (s *server) serve() {
 	if e := s.config().Exec; e.Runner == "" && sandboxProblem(e.Sandbox) != nil {
 		s.log.Warn("commands will be refused", "sandbox", sandboxState(e))
 	}
+	for _, note := range httpNotes(s.config(), s.users.all()) {
+		s.log.Warn("pages", "note", note)
+	}
 	for _, note := range commandNotes(s.config(), s.users.all(), os.Geteuid() == 0) {
 		s.log.Warn("commands", "note", note)
 	}
@@ -302,30 +314,33 @@ func (s *server) hello() helloInfo {
 
 // serveStream begins the loop of one stream socket.
 func (s *server) serveStream(k socket) {
+	if k.kind == "http" {
+		s.servePages(k)
+		return
+	}
 	s.accepting.Add(1)
 	s.running.Go(func() {
-		if k.kind != "http" {
-			defer s.accepting.Done()
-			s.accept(k)
-			return
-		}
-		// Prometheus and health checks: the answers under way are finished.
-		h := newHTTPServer(s.metrics.handler(s.ready, s.statusPage), s.metrics.panics.Inc, s.log)
-		stop := context.AfterFunc(s.ctx, h.close)
-		defer stop()
-		s.acceptFor(k, h.serve)
-		s.accepting.Done()
-		h.shutdown()
+		defer s.accepting.Done()
+		s.accept(k)
 	})
 }
 
-func (s *server) ready() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining {
-		return errors.New("draining")
+// servePages begins the loop of one http socket. Answers under way when it ends are
+// finished.
+func (s *server) servePages(k socket) {
+	h := newHTTPServer(s.pages.answer, s.metrics.panics.Inc, s.log)
+	h.answered = s.metrics.httpAnswered
+	if s.config().HTTP.TLS {
+		h.secure = s.keys.pages
 	}
-	return nil
+	s.asking.Add(1)
+	s.answering.Go(func() {
+		stop := context.AfterFunc(s.ctx, h.close)
+		defer stop()
+		s.acceptFor(k, h.serve)
+		s.asking.Done()
+		h.shutdown()
+	})
 }
 
 // drainOnce is true for the first who asks for a drain.
@@ -335,13 +350,6 @@ func (s *server) drainOnce() bool {
 	first := !s.draining && !s.toDrain
 	s.toDrain = true
 	return first
-}
-
-func (s *server) statusPage(w io.Writer) {
-	s.mu.Lock()
-	n := len(s.sessions)
-	s.mu.Unlock()
-	fmt.Fprintf(w, "sessions %d", n)
 }
 
 // accept begins a session for each connection until the listener closes or rests.
@@ -361,7 +369,7 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 				return
 			}
 			s.metrics.acceptErrors.Inc()
-			s.probes.short.Store(true)
+			s.probes.short.Store(int64(time.Since(s.started)))
 			if pause = min(max(2*pause, 5*time.Millisecond), acceptPauseMax); pause >= 40*time.Millisecond {
 				s.log.Warn("cannot accept connections", "listener", k.kind, "error", err, "retry", pause)
 			}
@@ -373,15 +381,19 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 			continue
 		}
 		pause = 0
+		if k.kind == "http" {
+			s.answering.Go(func() {
+				if !s.probed(c) {
+					take(c)
+				}
+			})
+			continue
+		}
 		// A connection that was taken keeps the drain waiting: it becomes a session,
 		// and is not lost between this loop and the list of those.
-		if k.kind != "http" {
-			s.taking.Add(1)
-		}
+		s.taking.Add(1)
 		s.running.Go(func() {
-			if k.kind != "http" {
-				defer s.taking.Done()
-			}
+			defer s.taking.Done()
 			if !s.probed(c) {
 				take(c)
 			}

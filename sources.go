@@ -73,7 +73,7 @@ func (s *server) metricSources(cfg *config) metricSources {
 		HashQueue:         func() int { return s.auth.waiting() },
 		DigestQueue:       func() int { return int(s.digestQueue.Load()) },
 		Staging:           s.jails.staged.Load,
-		Draining:          func() bool { return s.ready() != nil },
+		Draining:          func() bool { return s.drainAt.Load() != 0 },
 	}
 }
 

@@ -406,6 +406,17 @@ func (k *tlsKeeper) data(s *tlsSession, receives bool) *tls.Config {
 	return cfg
 }
 
+// pages returns what the handshake of one connection to the http listener needs.
+// Nothing is resumed there: its connections are kept, and no ticket of theirs may
+// open anything else.
+func (k *tlsKeeper) pages() *tls.Config {
+	cfg := k.config(nil)
+	cfg.MaxVersion = 0                                // session_reuse bounds it, for tickets
+	cfg.NextProtos = []string{"http/1.1", "http/1.0"} // who offers others alone is refused, as in control
+	cfg.SessionTicketsDisabled = true
+	return cfg
+}
+
 // config is a fresh copy of the base with the certificate of the moment and,
 // for a session, its id in every ticket.
 func (k *tlsKeeper) config(s *tlsSession) *tls.Config {

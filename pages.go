@@ -1,0 +1,242 @@
+package main
+
+// pages.go says which page is where on the http listener, who may read it, and
+// whether the daemon is well and ready. It is apart from http.go, which knows the
+// wire and no user, and from status.go, which writes the one page for people. It
+// knows nothing of what a scrape holds; metrics.go does.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// healthWithin is how long the listeners have to take a connection: less than
+	// berth health waits (healthTimeout), more than a loaded Raspberry Pi needs.
+	healthWithin = 3 * time.Second
+
+	// healthKept is for how long what was found holds. Each try costs a connection
+	// to every listener, and whoever reaches the page must not have us connect all
+	// the time.
+	healthKept = 2 * time.Second
+
+	// shortFor is how long after accept(2) had no descriptor new sessions are taken to
+	// have no place. A loop that has none tries again each acceptPauseMax.
+	shortFor = 2 * acceptPauseMax
+
+	// statusInFlight bounds the status pages that are made at once, as
+	// scrapesInFlight does: one may hang with a disk.
+	statusInFlight = 4
+)
+
+// pages answers what is asked on all http listeners of a server.
+type pages struct {
+	srv     *server
+	metrics httpHandler
+	status  httpHandler
+	making  chan struct{} // a place each for status pages under way
+	within  time.Duration // healthWithin
+
+	mu           sync.Mutex // guards what follows, and is held while the listeners are tried
+	healthAt     time.Time  // when they were
+	health       string     // what /healthz says
+	healthStatus int
+}
+
+func newPages(s *server) *pages {
+	p := &pages{srv: s, making: make(chan struct{}, statusInFlight), within: healthWithin}
+	p.metrics = s.metrics.page()
+	p.status = httpWithin(scrapeTimeout, p.answerStatus, fmt.Sprintf("The page took more than %v.", scrapeTimeout))
+	return p
+}
+
+// answer answers one request. Nothing here changes anything. The words for pages are
+// httpPages.
+func (p *pages) answer(a *httpAnswer, q *httpRequest) {
+	a.set("X-Content-Type-Options", "nosniff")
+	a.set("Cache-Control", "no-store")
+	switch q.url.Path {
+	case "/metrics":
+		a.page = "metrics"
+		if p.mayRead(a, q) {
+			p.metrics(a, q)
+		}
+	case "/":
+		a.page = "status"
+		if p.mayRead(a, q) {
+			p.status(a, q)
+		}
+	case "/healthz":
+		a.page = "healthz"
+		text, status := p.healthz()
+		a.line(status, text)
+	case "/readyz":
+		a.page = "readyz"
+		if err := p.srv.notReady(); err != nil {
+			a.line(httpUnavailable, "not ready: "+err.Error())
+			return
+		}
+		a.line(httpOK, "ready")
+	default:
+		a.line(httpNotFound, "There is no such page; there are /, /metrics, /healthz and /readyz.")
+	}
+}
+
+// healthz tells whether the accept path answers: a connection was made to every
+// listener and came out where its session would begin. What only stands in the way,
+// as a firewall or a lack of descriptors, is told and is no illness: whoever restarts
+// what is ill would end every session for it, and have the same again. A lack of
+// descriptors is for /readyz, so that new clients go elsewhere.
+func (p *pages) healthz() (text string, status int) {
+	// By drainAt, as server.mu may be what hangs.
+	if p.srv.drainAt.Load() != 0 {
+		return "ok", httpOK // the other listeners are closed; this one has just answered
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.health != "" && time.Since(p.healthAt) < healthKept {
+		return p.health, p.healthStatus
+	}
+	hung, blocked := p.srv.probe(p.srv.ctx, p.within)
+	p.health, p.healthStatus = "ok", httpOK
+	switch {
+	case p.srv.drainAt.Load() != 0: // they closed meanwhile
+	case p.srv.short():
+		p.health = "ok, but " + errNoDescriptor.Error()
+	case hung != nil:
+		p.health, p.healthStatus = fmt.Sprintf("not well: %v within %v", hung, p.within), httpUnavailable
+	case blocked != nil:
+		p.health = fmt.Sprintf("ok, but not every listener could be tried: %v", blocked)
+	}
+	p.healthAt = time.Now()
+	return p.health, p.healthStatus
+}
+
+var errNoDescriptor = errors.New("no file descriptor is free for new connections; raise LimitNOFILE= of the unit, or lower limits.sessions")
+
+// short tells that connections could not be accepted of late.
+func (s *server) short() bool {
+	at := s.probes.short.Load()
+	return at != 0 && time.Since(s.started)-time.Duration(at) < shortFor
+}
+
+// notReady is why no new session should come here now; nil if it may.
+func (s *server) notReady() error {
+	switch {
+	case s.drainAt.Load() != 0:
+		return errors.New("draining")
+	case s.short():
+		return errNoDescriptor
+	}
+	// A memory card that wears out is remounted read-only. access(2) finds that, and
+	// writes nothing.
+	err, done := s.lookState.do(func() error { return unix.Access(s.config().Server.StateDir, unix.W_OK|unix.X_OK) })
+	switch {
+	case !done:
+		return errors.New("the state directory does not answer")
+	case err != nil:
+		return fmt.Errorf("the state directory cannot be written: %w", err)
+	}
+	return nil
+}
+
+// --- who may read ---
+
+// mayRead tells whether q may have a page that names users; if not, the answer says
+// what to do. A password that is remembered costs no hash, so a scrape every 15 s
+// costs one in five minutes.
+func (p *pages) mayRead(a *httpAnswer, q *httpRequest) bool {
+	cfg := p.srv.config()
+	if len(cfg.HTTP.Users) == 0 {
+		return true
+	}
+	if text := clearPages(cfg, q.secure, q.peer); text != "" { // before a browser asks for the password
+		a.line(httpForbidden, text)
+		return false
+	}
+	name, password, ok := q.basicAuth()
+	if !ok {
+		a.ask("This page is for the users of http.users, with name and password.")
+		return false
+	}
+	var err error
+	q.giveWay(func(ctx context.Context) {
+		_, err = p.srv.auth.verifyAs(ctx, "http", cfg.HTTP.Users, name, password, q.peer)
+	})
+	var banned bannedError
+	switch {
+	case err == nil:
+		return true
+	case errors.As(err, &banned):
+		a.set("Retry-After", strconv.Itoa(int(math.Ceil(banned.left.Seconds()))))
+		a.line(httpTooMany, "Too many failed logins from your address; try again later.")
+	case errors.Is(err, errLogin):
+		a.ask("Login incorrect.")
+	default: // errAuthBusy, or the connection had to give way
+		a.set("Retry-After", "1")
+		a.line(httpUnavailable, "Too many logins at this moment; try again.")
+	}
+	return false
+}
+
+// ask makes the answer one that asks for a password, RFC 7617.
+func (a *httpAnswer) ask(text string) {
+	a.set("WWW-Authenticate", `Basic realm="berth", charset="UTF-8"`)
+	a.line(httpUnauthorized, text)
+}
+
+// clearPages says why a password is not taken on a connection from peer; "" if it is.
+// It is the rule of all logins, without the exception for users that cannot do TLS.
+func clearPages(cfg *config, secure bool, peer netip.Addr) string {
+	switch {
+	case secure, cfg.TLS.Require == "none":
+		return ""
+	case cfg.TLS.Require == "always":
+		return `Passwords are not taken in clear text: tls.require is "always". Set http.tls = true in the configuration, and restart.`
+	case peer.IsLoopback():
+		return ""
+	}
+	return "Passwords are not taken in clear text from another machine. Set http.tls = true in the configuration, and restart."
+}
+
+// httpNotes says what in [http] will not do what it seems to. None of it is a reason
+// not to serve files: who is missing cannot read, and nobody else can instead.
+func httpNotes(cfg *config, us []*user) (notes []string) {
+	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
+	if len(cfg.Listen.HTTP) == 0 || len(cfg.HTTP.Users) == 0 {
+		return nil
+	}
+	for _, name := range cfg.HTTP.Users {
+		i := slices.IndexFunc(us, func(u *user) bool { return u.Name == name })
+		switch {
+		case i < 0:
+			note("http.users names %s, and there is no such user; add him with: berth user add %s --permissions list", name, name)
+		case us[i].Disabled:
+			note("http.users names %s, who is disabled", name)
+		case us[i].hash == nil:
+			note("http.users names %s, who has no password; set one with: berth user passwd %s", name, name)
+		}
+	}
+	elsewhere := slices.ContainsFunc(cfg.Listen.HTTP, func(addr string) bool {
+		at, err := netip.ParseAddrPort(addr)
+		return err != nil && !strings.HasPrefix(addr, "localhost:") || err == nil && !at.Addr().IsLoopback()
+	})
+	switch {
+	case cfg.HTTP.TLS:
+	case cfg.TLS.Require == "always":
+		note(`http.users: nobody can read /metrics and the status page, as tls.require is "always"; set http.tls = true`)
+	case elsewhere && cfg.TLS.Require != "none":
+		note("http.users: /metrics and the status page are refused to other machines, as a password is not taken in clear text; set http.tls = true")
+	}
+	return notes
+}
