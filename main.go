@@ -122,7 +122,7 @@ func daemonVerbs() []verb {
 				{"berth check --config berth.toml && systemctl reload berth", "only what is right is loaded"},
 				{"berth check --explain user=ann from=10.0.0.7", "why she can log in from there, or cannot"},
 			}},
-		{name: "user", args: "add|passwd|set|del|list|show|scan NAME ...", raw: true, max: -1,
+		{name: "user", args: "add|passwd|set|del|list|show|scan|usage NAME ...", raw: true, max: -1,
 			help: "manage users",
 			text: "berth user VERB -h tells the options of each.",
 			run:  func(inv *invocation) error { return exitWith(runUser(inv.args, inv.stdin, inv.stdout, inv.stderr)) },

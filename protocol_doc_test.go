@@ -147,6 +147,7 @@ func TestProtocolRequests(t *testing.T) {
 	readmeSame(t, "the fields of all requests", slices.Collect(maps.Keys(known)), jsonFields(reflect.TypeFor[request]()))
 	readmeSame(t, "the fields of all answers", p.column("Requests and answers", "answer field"), []string{"id", "code", "text", "reason"})
 	readmeSame(t, "the lines of who", p.column("`who`", "line field"), jsonFields(reflect.TypeFor[whoEntry]()))
+	readmeSame(t, "the lines of quotas", p.column("`quotas`", "line field"), jsonFields(reflect.TypeFor[usageLine]()))
 	readmeSame(t, "messages", p.column("`listen`", "message field"), jsonFields(reflect.TypeFor[messageFrame]()))
 
 	var line map[string]any

@@ -94,6 +94,7 @@ func init() {
 		{do: "quit", help: "leave", run: (*session).doQuit},
 		{do: "kick", fields: "session", help: "end a session", onBox: true, run: (*session).doKick},
 		{do: "wall", fields: "text", help: "tell every session", onBox: true, run: (*session).doWall},
+		{do: "quotas", fields: "user", help: "tell what users store", onBox: true, run: (*session).doQuotas},
 		{do: "reload", help: "read the configuration again", onBox: true, run: (*session).doReload},
 		{do: "drain", help: "end the daemon when running transfers are done", onBox: true, run: (*session).doDrain},
 	}

@@ -4,7 +4,7 @@ package main
 // A file of its own because it is a program beside the daemon, run by people, mostly as
 // root, and shares nothing with it but the files. What a file means is users.go's
 // business, how one is changed user_write.go's. A running daemon sees a new file at the
-// next login; only scan talks to it, as it has the ledger.
+// next login; only scan and usage talk to it, as it has the ledger.
 
 import (
 	"bufio"
@@ -40,6 +40,7 @@ const userHelp = `Usage: berth user VERB NAME [flags]
   list    all users
   show    the settings of one user, defaults filled in
   scan    count a user's files anew, also while he works in them
+  usage   what users store, and how much of their quota that is
 
 "berth user VERB -h" tells the flags. A change holds from the user's next login; sessions
 that are open go on as they are.
@@ -61,6 +62,7 @@ type userVerb struct {
 	password bool // takes the flags that give a password
 	json     bool // takes --json
 	nameless bool // takes no NAME
+	all      bool // takes none for all users, and --sort
 	example  string
 	run      func(*userCommand) error
 }
@@ -76,6 +78,7 @@ var userVerbs = []userVerb{
 	{name: "list", purpose: "all users", json: true, nameless: true, example: "berth user list --json", run: (*userCommand).list},
 	{name: "show", purpose: "the settings of one user, defaults filled in", json: true, example: "berth user show ann", run: (*userCommand).show},
 	{name: "scan", purpose: "count a user's files anew and correct the quota ledger, also while he works in them", example: "berth user scan ann", run: (*userCommand).scan},
+	{name: "usage", purpose: "what users store, and how much of their quota that is; without NAME all of them", json: true, all: true, example: "berth user usage --sort used", run: (*userCommand).usage},
 }
 
 // userCommand is one run of berth user.
@@ -89,6 +92,7 @@ type userCommand struct {
 	noPassword    bool
 	passwordHash  string
 	json          bool
+	sort          string
 
 	edits  map[string]string // key to its TOML value, "" to leave the key out
 	shares map[string]string // share to PATH[:rw], "" to remove it
@@ -281,6 +285,14 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 	if v.json {
 		set.BoolVar(&c.json, "json", false, "print JSON")
 	}
+	if v.all {
+		set.Func("sort", "`BY`: name, or used for who stores most first", func(word string) error {
+			if c.sort = word; word != "name" && word != "used" {
+				return fmt.Errorf("%s is neither name nor used", configQuote(word))
+			}
+			return nil
+		})
+	}
 	if v.password {
 		set.BoolVar(&c.passwordStdin, "password-stdin", false, "read the password from standard input, one line")
 		set.StringVar(&c.passwordHash, "password-hash", "", "take over a hash from another password file: `HASH` is one of "+acceptedSchemes)
@@ -362,7 +374,7 @@ func (c *userCommand) parse(v *userVerb, args []string) error {
 	switch {
 	case v.nameless && len(names) > 0:
 		return fmt.Errorf("takes no name, got %s", configQuote(names[0]))
-	case v.nameless:
+	case v.nameless, v.all && len(names) == 0:
 		return nil
 	case len(names) == 0:
 		return fmt.Errorf("which user? write berth user %s NAME", v.name)
@@ -428,6 +440,8 @@ func (v *userVerb) help(w io.Writer) {
 	name := " NAME"
 	if v.nameless {
 		name = ""
+	} else if v.all {
+		name = " [NAME]"
 	}
 	fmt.Fprintf(w, "Usage: berth user %s%s [flags]\n\n%s\n\n", v.name, name, v.purpose)
 	new(userCommand).flags(v).VisitAll(func(f *flag.Flag) {
