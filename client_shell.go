@@ -584,15 +584,58 @@ func (s *shell) local(argv []string) error {
 		s.busy, s.own = false, false
 		s.mu.Unlock()
 	}()
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = s.inv.stdout, s.inv.stderr
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, hostPasswordVariable+"=") })
-	if s.prompt != nil { // otherwise the lines are the shell's own
-		cmd.Stdin = s.inv.stdin
+	program, err := exec.LookPath(argv[0])
+	if err != nil {
+		return err
 	}
-	err := cmd.Run()
-	var ended *exec.ExitError
-	if !errors.As(err, &ended) {
+	var in *os.File      // nil: /dev/null
+	if s.prompt != nil { // otherwise the lines are the shell's own
+		in, _ = s.inv.stdin.(*os.File)
+	}
+	if in == nil {
+		if in, err = os.Open(os.DevNull); err != nil {
+			return err
+		}
+		defer in.Close()
+	}
+	var copied sync.WaitGroup
+	defer copied.Wait()
+	// outputFile is w for a program: w itself, or a pipe that is copied to it until all
+	// of its writers have gone.
+	outputFile := func(w io.Writer) (*os.File, func(), error) {
+		if f, ok := w.(*os.File); ok {
+			return f, func() {}, nil
+		}
+		pr, pw, err := os.Pipe()
+		if err != nil {
+			return nil, nil, err
+		}
+		copied.Go(func() {
+			io.Copy(w, pr)
+			pr.Close()
+		})
+		return pw, func() { pw.Close() }, nil
+	}
+	stdout, closeOut, err := outputFile(s.inv.stdout)
+	if err != nil {
+		return err
+	}
+	defer closeOut()
+	stderr, closeErr, err := outputFile(s.inv.stderr)
+	if err != nil {
+		return err
+	}
+	defer closeErr()
+	// Not exec.Cmd, which is 33 KB of a binary that has to fit in small flash.
+	p, err := os.StartProcess(program, argv, &os.ProcAttr{
+		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, hostPasswordVariable+"=") }),
+		Files: []*os.File{in, stdout, stderr},
+	})
+	if err != nil {
+		return err
+	}
+	ended, err := p.Wait()
+	if err != nil || ended.Success() {
 		return err
 	}
 	if status, ok := ended.Sys().(syscall.WaitStatus); ok && status.Signaled() {
