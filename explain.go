@@ -42,6 +42,7 @@ type explanation struct {
 	cfgAt    configPositions
 	userFile string
 	userAt   configPositions
+	u        *user // as he is from there; nil: there is none
 	refusal  string
 }
 
@@ -144,28 +145,39 @@ func keyPlace(file string, at configPositions, key string) string {
 	return "default"
 }
 
-func (e *explanation) add(step, text string) {
-	e.Steps = append(e.Steps, explainStep{Step: step, Text: text})
+// add is a step that no key decides. Not inlined, nor are the next three, as usageErr.
+//
+//go:noinline
+func (e *explanation) add(step, format string, args ...any) { e.step("", "", step, format, args) }
+
+func (e *explanation) step(key, where, step, format string, args []any) {
+	e.Steps = append(e.Steps, explainStep{step, fmt.Sprintf(format, args...), key, where})
 }
 
 // by is add with a key of berth.toml.
-func (e *explanation) by(step, key, text string) {
-	e.Steps = append(e.Steps, explainStep{step, text, key, keyPlace(e.cfgFile, e.cfgAt, key)})
+//
+//go:noinline
+func (e *explanation) by(step, key, format string, args ...any) {
+	e.step(key, keyPlace(e.cfgFile, e.cfgAt, key), step, format, args)
 }
 
 // own is add with a key of the user's file, or of a profile.
-func (e *explanation) own(u *user, step, key, text string) {
+//
+//go:noinline
+func (e *explanation) own(step, key, format string, args ...any) {
 	where := keyPlace(e.userFile, e.userAt, key)
 	if where == "default" {
-		where = u.origin(key, false)
+		where = e.u.origin(key, false)
 	}
-	e.Steps = append(e.Steps, explainStep{step, text, key, where})
+	e.step(key, where, step, format, args)
 }
 
 // refuse notes why there is no login; the first reason is the verdict's.
-func (e *explanation) refuse(why string) {
+//
+//go:noinline
+func (e *explanation) refuse(format string, args ...any) {
 	if e.refusal == "" {
-		e.refusal = why
+		e.refusal = fmt.Sprintf(format, args...)
 	}
 }
 
@@ -175,16 +187,17 @@ func (e *explanation) decide(base *user, peer netip.Addr) {
 	e.connection(peer)
 	c := &e.cfg.Profiles
 	if i := c.rule(peer); i >= 0 {
-		e.by("profile", fmt.Sprintf("profiles.for[%d]", i), fmt.Sprintf("%s has the profile %s, for what the user's file leaves open", c.For[i].Network, c.For[i].Profile))
+		e.by("profile", fmt.Sprintf("profiles.for[%d]", i), "%s has the profile %s, for what the user's file leaves open", c.For[i].Network, c.For[i].Profile)
 	}
 	nearby := peer.IsLoopback()
 	clear := true
 	if base == nil {
-		e.add("user", fmt.Sprintf("there is no user %s in %s", configQuote(e.User), e.cfg.Server.UsersDir))
+		e.add("user", "there is no user %s in %s", configQuote(e.User), e.cfg.Server.UsersDir)
 		e.refuse("there is no such user; make one with berth user add NAME")
 	} else {
 		u := c.under(base, peer)
-		e.add("user", fmt.Sprintf("%s is in %s", u.Name, e.userFile))
+		e.u = u
+		e.add("user", "%s is in %s", u.Name, e.userFile)
 		e.profile(u)
 		if peer.IsValid() {
 			clear = e.tlsRule(u, nearby)
@@ -199,32 +212,35 @@ func (e *explanation) decide(base *user, peer netip.Addr) {
 func (e *explanation) connection(peer netip.Addr) {
 	cfg := e.cfg
 	if !peer.IsValid() {
-		e.by("connection", "listen.local", fmt.Sprintf("by the unix socket, from this machine: %q", cfg.Listen.Local))
+		e.by("connection", "listen.local", "by the unix socket, from this machine: %q", cfg.Listen.Local)
 		if len(cfg.Listen.Local) == 0 {
 			e.refuse("listen.local is empty, so there is no unix socket")
 		}
 	} else {
 		if i := slices.IndexFunc(cfg.Listen.ProxyFrom, func(n network) bool { return n.contains(peer) }); i >= 0 {
-			e.by("proxy", fmt.Sprintf("listen.proxy_from[%d]", i), fmt.Sprintf("%s is a proxy: its connections must begin with a PROXY header, and the address in that counts; ask with from= that address", cfg.Listen.ProxyFrom[i]))
+			e.by("proxy", fmt.Sprintf("listen.proxy_from[%d]", i), "%s is a proxy: its connections must begin with a PROXY header, and the address in that counts; ask with from= that address", cfg.Listen.ProxyFrom[i])
 		}
 		allowed, key, at := filterDecides(cfg.Filter, peer)
 		switch {
 		case at < 0 && allowed:
 			e.by("filter", key, "no network is named, so every address is accepted")
 		case at < 0:
-			e.by("filter", key, e.From+" is in none of its networks: the connection is refused")
+			e.by("filter", key, "%s is in none of its networks: the connection is refused", e.From)
 		default:
-			list := map[bool][]network{true: cfg.Filter.AllowFrom, false: cfg.Filter.DenyFrom}[allowed]
-			e.by("filter", fmt.Sprintf("%s[%d]", key, at), fmt.Sprintf("%s is in %s: the connection is %s", e.From, list[at], map[bool]string{true: "accepted", false: "refused"}[allowed]))
+			list, word := cfg.Filter.AllowFrom, "accepted"
+			if !allowed {
+				list, word = cfg.Filter.DenyFrom, "refused"
+			}
+			e.by("filter", fmt.Sprintf("%s[%d]", key, at), "%s is in %s: the connection is %s", e.From, list[at], word)
 		}
 		if !allowed {
-			e.refuse(key + " does not let " + e.From + " connect")
+			e.refuse("%s does not let %s connect", key, e.From)
 		}
 		if l := cfg.Limits; l.Ban > 0 && !peer.IsLoopback() {
-			e.by("bans", "limits.login_failures", fmt.Sprintf("after %d failed logins within %s it is banned for as long; whether it is now, the log of the daemon tells (\"address banned\")", l.LoginFailures, l.Ban))
+			e.by("bans", "limits.login_failures", "after %d failed logins within %s it is banned for as long; whether it is now, the log of the daemon tells (\"address banned\")", l.LoginFailures, l.Ban)
 		}
 	}
-	e.by("limits", "limits.sessions_per_address", fmt.Sprintf("at most %d sessions from there, and %d of all (limits.sessions); who is there, berth who tells", cfg.Limits.SessionsPerAddress, cfg.Limits.Sessions))
+	e.by("limits", "limits.sessions_per_address", "at most %d sessions from there, and %d of all (limits.sessions); who is there, berth who tells", cfg.Limits.SessionsPerAddress, cfg.Limits.Sessions)
 }
 
 // profile is what a profile has set, the user's or the network's.
@@ -242,7 +258,7 @@ func (e *explanation) profile(u *user) {
 				set = append(set, key)
 			}
 		}
-		e.add("profile", fmt.Sprintf("%s sets %s", p.name, strings.Join(set, ", ")))
+		e.add("profile", "%s sets %s", p.name, strings.Join(set, ", "))
 	}
 }
 
@@ -254,14 +270,14 @@ func (e *explanation) tlsRule(u *user, nearby bool) (clear bool) {
 		text = "a password, and files, in clear text too"
 	}
 	if key == "tls" {
-		e.own(u, "tls", key, fmt.Sprintf("%q: %s", u.TLS, text))
+		e.own("tls", key, "%q: %s", u.TLS, text)
 		return clear
 	}
 	where := "another machine"
 	if nearby {
 		where = "this machine"
 	}
-	e.by("tls", key, fmt.Sprintf("%q, and %s is %s: %s", e.cfg.TLS.Require, e.From, where, text))
+	e.by("tls", key, "%q, and %s is %s: %s", e.cfg.TLS.Require, e.From, where, text)
 	return clear
 }
 
@@ -269,33 +285,33 @@ func (e *explanation) tlsRule(u *user, nearby bool) (clear bool) {
 func (e *explanation) login(base, u *user, peer netip.Addr) {
 	switch base.barred(peer) {
 	case reasonDisabled:
-		e.own(u, "login", "disabled", "every login is refused")
-		e.refuse("the user is disabled; berth user set " + u.Name + " --enabled")
+		e.own("login", "disabled", "every login is refused")
+		e.refuse("the user is disabled; berth user set %s --enabled", u.Name)
 	case reasonNotAllowed:
-		e.own(u, "login", "allow_from", e.From+" is in none of his networks")
-		e.refuse("allow_from of the user does not have " + e.From)
+		e.own("login", "allow_from", "%s is in none of his networks", e.From)
+		e.refuse("allow_from of the user does not have %s", e.From)
 	default:
 		if i := base.allowRule(peer); i >= 0 {
-			e.own(u, "login", fmt.Sprintf("allow_from[%d]", i), fmt.Sprintf("%s is in %s", e.From, base.AllowFrom[i]))
+			e.own("login", fmt.Sprintf("allow_from[%d]", i), "%s is in %s", e.From, base.AllowFrom[i])
 		} else {
-			e.own(u, "login", "allow_from", "from everywhere")
+			e.own("login", "allow_from", "from everywhere")
 		}
 	}
 	if u.hash != nil {
-		e.own(u, "login", "password", "with a password ("+u.hash.scheme+")")
+		e.own("login", "password", "with a password (%s)", u.hash.scheme)
 	} else {
-		e.own(u, "login", "password", "no password logs in")
+		e.own("login", "password", "no password logs in")
 	}
 	if n := len(u.Certificates); n > 0 && peer.IsValid() {
-		e.own(u, "login", "certificates", fmt.Sprintf("with a client certificate, of %d", n))
+		e.own("login", "certificates", "with a client certificate, of %d", n)
 	}
 	if u.UID != nil && !peer.IsValid() {
-		e.own(u, "login", "uid", fmt.Sprintf("without a password for uid %d", *u.UID))
+		e.own("login", "uid", "without a password for uid %d", *u.UID)
 	}
 	if !e.canProve(u, peer) {
-		e.refuse("neither a password, a certificate nor a uid logs in as him there; berth user passwd " + u.Name)
+		e.refuse("neither a password, a certificate nor a uid logs in as him there; berth user passwd %s", u.Name)
 	}
-	e.own(u, "sessions", "sessions", fmt.Sprintf("at most %d at once", u.Sessions))
+	e.own("sessions", "sessions", "at most %d at once", u.Sessions)
 	e.home(u)
 }
 
@@ -314,18 +330,18 @@ func (e *explanation) home(u *user) {
 	info, err := os.Stat(u.Home)
 	switch {
 	case err == nil && !info.IsDir(), errors.Is(err, syscall.ENOTDIR):
-		e.own(u, "home", "home", u.Home+" is not a directory, so no login works")
-		e.refuse("his home " + u.Home + " is not a directory")
+		e.own("home", "home", "%s is not a directory, so no login works", u.Home)
+		e.refuse("his home %s is not a directory", u.Home)
 	case errors.Is(err, fs.ErrNotExist):
-		e.own(u, "home", "home", fmt.Sprintf("%s is made at the first login, if uid %d may", u.Home, daemon))
+		e.own("home", "home", "%s is made at the first login, if uid %d may", u.Home, daemon)
 	case err != nil:
-		e.own(u, "home", "home", fmt.Sprintf("%s: %v", u.Home, err))
+		e.own("home", "home", "%s: %v", u.Home, err)
 	default:
 		text := u.Home
 		if owner := info.Sys().(*syscall.Stat_t).Uid; owner != daemon {
 			text += fmt.Sprintf(" belongs to uid %d, and the daemon is uid %d and has to write there", owner, daemon)
 		}
-		e.own(u, "home", "home", text)
+		e.own("home", "home", "%s", text)
 	}
 	for _, name := range slices.Sorted(maps.Keys(u.Shares)) {
 		s := u.Shares[name]
@@ -336,7 +352,7 @@ func (e *explanation) home(u *user) {
 		if info, err := os.Stat(s.Path); err != nil || !info.IsDir() {
 			text += "; it is no directory now, and left out"
 		}
-		e.own(u, "share", tomlJoinKey("shares", name), text)
+		e.own("share", tomlJoinKey("shares", name), "%s", text)
 	}
 }
 
@@ -353,17 +369,17 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 	}
 	switch {
 	case u.Quota != "":
-		e.own(u, "quota", "quota", "the kernel's")
+		e.own("quota", "quota", "the kernel's")
 	case u.limit() == (quota{}):
-		e.own(u, "quota", "quota_bytes", "no limit"+used)
+		e.own("quota", "quota_bytes", "no limit%s", used)
 	default:
-		e.own(u, "quota", "quota_bytes", fmt.Sprintf("%s, %d files (0: no limit)%s", u.QuotaBytes, u.QuotaFiles, used))
-		e.own(u, "quota", "when_full", map[string]string{"reject": "what is too much is refused", "rotate": "his oldest files go when it is full"}[u.WhenFull])
+		e.own("quota", "quota_bytes", "%s, %d files (0: no limit)%s", u.QuotaBytes, u.QuotaFiles, used)
+		e.own("quota", "when_full", "%s, when it is full", u.WhenFull)
 	}
 	if u.Expire > 0 {
-		e.own(u, "quota", "expire", "files older than "+u.Expire.String()+" are removed")
+		e.own("quota", "expire", "files older than %s are removed", u.Expire)
 	}
-	e.own(u, "permissions", "permissions", "he may "+orNone(u.Permissions.names()))
+	e.own("permissions", "permissions", "he may %s", orNone(u.Permissions.names()))
 	for _, name := range u.Commands {
 		c, ok := cfg.Commands[name]
 		text := strings.Join(c.Run, " ")
@@ -377,23 +393,23 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 		case unix.Access(c.Run[0], unix.X_OK) != nil:
 			text += ", which cannot be run here"
 		}
-		e.by("command", tomlJoinKey("commands", name), name+": "+text)
+		e.by("command", tomlJoinKey("commands", name), "%s: %s", name, text)
 	}
 	if u.Shell {
-		e.own(u, "command", "shell", "any command line, by "+userShell(u))
+		e.own("command", "shell", "any command line, by %s", userShell(u))
 	}
 	if (u.Shell || len(u.Commands) > 0) && peer.IsValid() && !execInClear(u, peer, nearby) {
 		e.add("command", "commands only under TLS")
 	}
 	if u.OnUpload != "" {
-		e.own(u, "command", "on_upload", u.OnUpload+" after each upload")
+		e.own("command", "on_upload", "%s after each upload", u.OnUpload)
 	}
 	for _, r := range []struct {
 		key string
 		n   byteSize
 	}{{"download_rate", u.DownloadRate}, {"upload_rate", u.UploadRate}} {
 		if r.n > 0 {
-			e.own(u, "rate", r.key, r.n.String()+" a second")
+			e.own("rate", r.key, "%s a second", r.n)
 		}
 	}
 	if peer.IsValid() {
@@ -404,11 +420,11 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 		case err != nil:
 			tell += ", which is looked up then"
 		}
-		e.by("passive", key, "PASV tells "+tell)
-		e.by("passive", "passive.ports", fmt.Sprintf("data connections come to ports %q", cfg.Passive.Ports))
+		e.by("passive", key, "PASV tells %s", tell)
+		e.by("passive", "passive.ports", "data connections come to ports %q", cfg.Passive.Ports)
 	}
 	if u.Quirks != 0 {
-		e.own(u, "quirks", "quirks", strings.Join(u.Quirks.names(), ", "))
+		e.own("quirks", "quirks", "%s", orNone(u.Quirks.names()))
 	}
 }
 

@@ -129,7 +129,7 @@ func TestExplainNamesKeyAndLine(t *testing.T) {
 	}
 	out := explain("10.0.9.4", 0)
 	for _, want := range []string{
-		"[tls, network's profile camera]", "ann.toml:4]", "his oldest files go when it is full", "up: /bin/true [commands.up, " + file,
+		"[tls, network's profile camera]", "ann.toml:4]", "rotate, when it is full", "up: /bin/true [commands.up, " + file,
 		"camera sets tls, permissions, sessions, quirks", "no-epsv, keep-open, site-umask", "ann may log in from 10.0.9.4 with TLS or in clear text\n",
 	} {
 		if !strings.Contains(out, want) {

@@ -51,6 +51,7 @@ type lineReader struct {
 	line    []byte
 	telnet  telnetState
 	cr      bool // a CR may be the first half of a line end
+	bare    bool // the last line ended with LF alone
 	skip    bool // the line was too long
 	skipped int
 }
@@ -153,6 +154,7 @@ func (l *lineReader) next() ([]byte, lineStatus) {
 		if l.cr {
 			l.cr = false
 			if c == '\n' || c == 0 {
+				l.bare = false
 				if line, ok := l.end(); ok {
 					return line, lineRead
 				}
@@ -168,6 +170,7 @@ func (l *lineReader) next() ([]byte, lineStatus) {
 			l.cr = true
 			continue
 		case '\n':
+			l.bare = true
 			if line, ok := l.end(); ok {
 				return line, lineRead
 			}

@@ -73,6 +73,7 @@ func (c *command) classify() commandClass {
 func (s *session) handle(line string) error {
 	verb, arg, _ := strings.Cut(line, " ")
 	verb = upperASCII(verb)
+	s.tapes('C', line)
 	c := commandIndex[verb]
 	s.idleAt = s.idleDeadline()
 	if c == nil {
@@ -624,6 +625,7 @@ func (s *session) startTLS(implicit bool) error {
 	err := c.Handshake()
 	shaken()
 	s.shake(false)
+	s.tapesTLS(c.ConnectionState(), err)
 	if err != nil {
 		s.srv.keys.end(id)
 		attrs := []any{"session", s.id, "addr", s.addrText(), "verb", "AUTH", "result", "TLS handshake", "error", err}

@@ -372,6 +372,7 @@ func (s *session) transfer(upload bool, p string, total int64, opening string, c
 		}
 		err := x.open(s.srv.ports, &s.arm, s.local, s.bringsData)
 		s.srv.metrics.dataConnection(mode, transferResult(err))
+		s.tapes('!', mode+" data connection: "+transferResult(err))
 		if err != nil {
 			return err
 		}
@@ -487,6 +488,7 @@ func (s *session) recordTransfer(p string, counted *countedTransfer, x *transfer
 		moved = x.moved.Load()
 	}
 	counted.end(result)
+	s.tapes('!', fmt.Sprintf("%s of %d bytes: %s", s.verb, moved, result))
 	s.transferLog(result, counted.direction, p, moved, dur, err, sum)
 }
 

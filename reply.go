@@ -80,6 +80,7 @@ func (s *session) reply(code int, text string) {
 	defer s.wmu.Unlock()
 	s.put(code, ' ', text)
 	s.counted(code)
+	s.tapesReply(code, ' ', text)
 }
 
 // replyLines queues a multi-line reply: first and last with the code, the
@@ -93,6 +94,7 @@ func (s *session) replyLines(code int, first string, lines []string, last string
 	}
 	s.put(code, ' ', last)
 	s.counted(code)
+	s.tapesReply(code, '-', first)
 }
 
 // replyNow queues a line and sends all there is; errors no longer matter.

@@ -75,6 +75,7 @@ type server struct {
 	lookFree    patientLook[freeSpace]
 	lookState   patientLook[error]
 	chat        chat
+	lessons     lessons
 	ctx         context.Context // ends when the server does
 	end         context.CancelFunc
 	started     time.Time
@@ -463,6 +464,7 @@ func (s *session) begin(secure bool) {
 			s.panicked(v)
 		}
 	}()
+	s.tapes(0, "")
 	if secure {
 		if err := s.startTLS(true); err != nil {
 			s.finish("tls")

@@ -104,6 +104,7 @@ type session struct {
 	facts      mlstFacts
 	digest     int // index into digests
 	arm        dataArm
+	tape       *tape  // what berth learn has of the session; nil: nothing
 	heard      uint64 // the last chat message that SITE SAY has shown
 
 	fr *framing // nil as long as the session speaks lines; set under wmu
@@ -545,6 +546,7 @@ func (s *session) misbehaved(weight int) error {
 func (s *session) finish(result string) {
 	s.setIdle(true)
 	s.arm.disarm()
+	s.tapeEnds(result)
 	s.mu.Lock()
 	l := s.listener
 	s.mu.Unlock()

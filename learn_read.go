@@ -1,0 +1,338 @@
+// learn_read.go tells what a device needs from what it was heard to say: a function
+// from a dialogue to findings, and nothing else, so that recordings of devices that
+// nobody here has can be its tests. Apart from learn.go, which listens, because it must
+// not know a session, and grows by what each new device does.
+
+package main
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const (
+	maxLearned = 100 // names, addresses and verbs that are told apart
+	maxRefused = 50  // refusals that are kept
+)
+
+// A refusedVerb is what was refused, and what the device did next.
+type refusedVerb struct{ verb, reply, next string }
+
+// findings are what a dialogue tells of a device.
+type findings struct {
+	sessions          int
+	from, names       []string
+	verbs             []string // in the order of their first use
+	refused           []refusedVerb
+	tls               string // a version, or why there is none
+	oldTLS, clear, lf bool
+	active, passive   bool
+	uploads, pictures int // pictures by their names
+	bytes, most       int64
+	depth             int // of directories
+	noQuit            int
+	loginFailed       bool
+	perm              permission // that its commands take
+	quirks            quirk      // that it needs
+}
+
+// pictureNames end what cameras store.
+var pictureNames = []string{".jpg", ".jpeg", ".mp4", ".avi", ".mkv", ".mov", ".dav", ".264", ".265", ".h264", ".h265", ".ts"}
+
+// heard is one session of a dialogue on its way through readDialogue.
+type heard struct {
+	verb, arg string
+	pending   int  // of refused, counted from 1: what came next is not known yet
+	epsv      bool // EPSV was answered, and nothing has come of it yet
+	quit      bool
+}
+
+// readDialogue finds out what a device does. A line is TIME SESSION C|S|! TEXT.
+func readDialogue(text string) *findings {
+	f := &findings{}
+	all := map[string]*heard{}
+	for line := range strings.Lines(text) {
+		fields := strings.SplitN(strings.TrimRight(line, "\r\n"), " ", 4)
+		if len(fields) < 4 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		said := fields[3]
+		h := all[fields[1]]
+		if h == nil {
+			h = &heard{}
+			all[fields[1]] = h
+			f.sessions++
+		}
+		switch fields[2] {
+		case "!":
+			f.event(h, said)
+		case "C":
+			f.said(h, said)
+		case "S":
+			f.told(h, said)
+		}
+	}
+	for _, h := range all {
+		f.next(h, "nothing more")
+		if h.epsv {
+			f.quirks |= quirkNoEPSV // it asked and never came
+		}
+	}
+	return f
+}
+
+func noteOnce(list *[]string, word string) {
+	if word != "" && !slices.Contains(*list, word) && len(*list) < maxLearned {
+		*list = append(*list, word)
+	}
+}
+
+// next is what followed a refusal: one that ended the session was not survived.
+func (f *findings) next(h *heard, what string) {
+	if h.pending == 0 {
+		return
+	}
+	r := &f.refused[h.pending-1]
+	r.next, h.pending = what, 0
+	if what != "QUIT" && what != "it hung up" && what != "nothing more" {
+		return
+	}
+	switch {
+	case r.verb == "SITE UMASK":
+		f.quirks |= quirkSiteUmask
+	case r.verb == "MKD" && strings.Contains(r.reply, "taken"):
+		f.quirks |= quirkMkdExists
+	}
+}
+
+// said is what a command itself tells.
+func (f *findings) said(h *heard, line string) {
+	h.verb, h.arg, _ = strings.Cut(line, " ")
+	h.verb = upperASCII(h.verb)
+	var c *command
+	if h.verb == "SITE" {
+		what, _, _ := strings.Cut(h.arg, " ")
+		c = siteIndex[upperASCII(what)]
+		h.verb += " " + upperASCII(what)
+	} else {
+		c = commandIndex[h.verb]
+	}
+	noteOnce(&f.verbs, h.verb)
+	if c != nil {
+		f.perm |= c.perm
+		if h.verb[0] == 'X' {
+			h.verb = c.verb // XMKD is MKD
+		}
+	}
+	f.next(h, h.verb)
+	switch h.verb {
+	case "USER":
+		noteOnce(&f.names, h.arg)
+	case "PORT", "EPRT":
+		f.active = true
+	case "PASV":
+		if h.epsv {
+			f.quirks |= quirkNoEPSV // it gave up on what was offered
+		}
+		f.passive, h.epsv = true, false
+	case "EPSV":
+		f.passive = true
+	case "QUIT":
+		h.quit = true
+	case "STOR", "APPE", "STOU":
+		f.uploads++
+		if slices.Contains(pictureNames, strings.ToLower(path.Ext(h.arg))) {
+			f.pictures++
+		}
+	}
+	switch h.verb {
+	case "CWD", "MKD", "STOR", "APPE", "NLST", "LIST", "SIZE", "DELE", "RMD", "RNFR", "RNTO", "RETR":
+		if strings.Contains(h.arg, `\`) {
+			f.quirks |= quirkBackslash
+		}
+		parts := strings.FieldsFunc(h.arg, func(r rune) bool { return r == '/' || r == '\\' })
+		f.depth = max(f.depth, len(parts))
+	}
+}
+
+// told is what a reply tells.
+func (f *findings) told(h *heard, reply string) {
+	code, _ := strconv.Atoi(reply[:min(3, len(reply))])
+	switch {
+	case h.verb == "EPSV" && code == codeExtPassive:
+		h.epsv = true
+	case code == codeLoggedIn && !strings.HasPrefix(f.tls, "TLS 1"):
+		f.clear = true
+	case code == codeClosing && strings.HasPrefix(reply, "421 Idle"):
+		f.quirks |= quirkKeepOpen
+	case code == codeNotLoggedIn && strings.Contains(reply, "clear text"):
+		f.clear = true
+	case code == codeNotLoggedIn && h.verb == "PASS":
+		f.loginFailed = true
+	case code == codeAborted && strings.Contains(reply, "ALLO"):
+		f.quirks |= quirkIgnoreALLO
+	}
+	if code >= 500 && h.verb != "" && len(f.refused) < maxRefused {
+		f.refused = append(f.refused, refusedVerb{h.verb, reply, ""})
+		h.pending = len(f.refused)
+	}
+}
+
+// event is what happened beside the lines.
+func (f *findings) event(h *heard, what string) {
+	switch {
+	case strings.HasPrefix(what, "connected from "):
+		from, _, _ := strings.Cut(what[len("connected from "):], ",")
+		noteOnce(&f.from, from)
+	case strings.HasPrefix(what, "TLS failed"):
+		f.oldTLS = f.oldTLS || strings.Contains(what, "TLS 1.1 or older")
+		f.tls = what
+	case strings.HasPrefix(what, "TLS "):
+		f.tls = what
+	case strings.HasPrefix(what, "lines end"):
+		f.lf = true
+	case strings.HasSuffix(what, "data connection: ok"):
+		h.epsv = false
+	case strings.HasPrefix(what, "ended: "):
+		f.next(h, "it hung up")
+		if !h.quit {
+			f.noQuit++
+		}
+	}
+	verb, rest, _ := strings.Cut(what, " of ")
+	size, result, isSize := strings.Cut(rest, " bytes: ")
+	n, err := strconv.ParseInt(size, 10, 64)
+	if !isSize || err != nil || verb != "STOR" && verb != "APPE" && verb != "STOU" {
+		return
+	}
+	f.bytes += n
+	f.most = max(f.most, n)
+	if result == "client_gone" {
+		f.quirks |= quirkHangUp
+	}
+}
+
+// uploadOnly is what devices do that have nothing to read.
+const uploadOnly = permWrite | permList | permMkdir
+
+// plain tells whether it talks without TLS, whatever else it tries.
+func (f *findings) plain() bool { return f.clear || strings.HasPrefix(f.tls, "TLS failed") }
+
+// profile is the preset that fits; nil if it needs none, or one would take away what it
+// does.
+func (f *findings) profile() *preset {
+	device := f.plain() || f.quirks != 0
+	switch {
+	case f.perm&^uploadOnly != 0: // it reads, renames or deletes as well
+	case f.uploads > 0 && device && f.pictures == f.uploads:
+		return findPreset("camera")
+	case f.uploads > 0 && device:
+		return findPreset("scanner")
+	case f.tls != "" && !device && !f.active:
+		return findPreset("strict")
+	}
+	return nil
+}
+
+// keys are what the device's file needs, as TOML; nil: nothing. quirks takes the place of
+// a profile's, so it has those too.
+func (f *findings) keys() (keys [][2]string) {
+	has := quirk(0)
+	if p := f.profile(); p != nil {
+		keys = append(keys, [2]string{"profile", tomlString(p.name)})
+		has = p.values.Quirks
+	} else if f.plain() {
+		keys = append(keys, [2]string{"tls", tomlString("optional")})
+	}
+	if f.quirks&^has != 0 {
+		list, _ := userList((has | f.quirks).String())
+		keys = append(keys, [2]string{"quirks", list})
+	}
+	return keys
+}
+
+// reportLines is text of two columns.
+type reportLines []byte
+
+// say adds a line. Not inlined, as usageErr.
+//
+//go:noinline
+func (b *reportLines) say(what, format string, args ...any) {
+	*b = fmt.Appendf(*b, "  %-11s ", what)
+	*b = append(fmt.Appendf(*b, format, args...), '\n')
+}
+
+// report is the findings for people.
+func (f *findings) report() string {
+	var b reportLines
+	b.say("sessions", "%d, from %s", f.sessions, orNone(f.from))
+	b.say("names", "%s", orNone(f.names))
+	switch {
+	case f.oldTLS:
+		b.say("TLS", "offers TLS 1.1 or older, which is refused: update its firmware, or let it use plain FTP")
+	case f.tls == "":
+		b.say("TLS", "none")
+	default:
+		b.say("TLS", "%s", f.tls)
+	}
+	if f.lf {
+		b.say("lines", "end with LF alone, which needs nothing")
+	}
+	if f.passive {
+		b.say("data", "passive")
+	}
+	if f.active {
+		b.say("data", "active: the way from here to the device has to be open")
+	}
+	b.say("commands", "%s", orNone(f.verbs))
+	if f.uploads > 0 {
+		b.say("uploads", "%d, %d bytes in all, the largest %d; paths of up to %d names", f.uploads, f.bytes, f.most, f.depth)
+	}
+	if f.noQuit > 0 {
+		b.say("end", "without QUIT, in %d of its sessions", f.noQuit)
+	}
+	if slices.Contains(f.names, "anonymous") || slices.Contains(f.names, "ftp") {
+		b.say("anonymous", "it tries that name; there is no such login here")
+	}
+	for i, r := range f.refused {
+		if i == 10 {
+			b.say("refused", "and %d more", len(f.refused)-i)
+			break
+		}
+		b.say("refused", "%s (%s) then %s", r.verb, r.reply, r.next)
+	}
+	if f.loginFailed {
+		b.say("login", `failed; the daemon's log tells why ("login failed")`)
+	}
+	if f.uploads == 0 {
+		b.say("incomplete", "nothing was uploaded: do what is said below, and record it again")
+	}
+	return string(b)
+}
+
+// tellLearned prints what a dialogue tells, and what to do.
+func (inv *invocation) tellLearned(name, dialogue string) error {
+	f := readDialogue(dialogue)
+	if f.sessions == 0 {
+		return fmt.Errorf("there is no line of a session; a dialogue is what berth learn NAME records")
+	}
+	fmt.Fprintf(inv.stdout, "\n%s:\n%s", shownText(name), shownLines(f.report()))
+	keys := f.keys()
+	if keys == nil {
+		fmt.Fprintln(inv.stdout, "It needs no profile and no quirk.")
+		return nil
+	}
+	if checkUserName(name) != nil {
+		name = "NAME"
+	}
+	lines, flags := "", ""
+	for _, k := range keys {
+		lines += "  " + k[0] + " = " + k[1] + "\n"
+		flags += " --" + k[0] + " " + strings.NewReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1])
+	}
+	fmt.Fprintf(inv.stdout, "It needs, in users.d/%s.toml:\n%sThat is: berth user set %s%s, or add for a new user.\n", name, lines, name, flags)
+	return nil
+}

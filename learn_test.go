@@ -1,0 +1,243 @@
+package main
+
+// berth learn: what dialogues of devices tell, those of real clients among them, and that
+// a recording has what it should, nothing secret, and an end.
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// dialogue is a recording from short lines: "C ...", "S ...", "! ...". An empty line
+// begins another session.
+func dialogue(lines string) string {
+	var b strings.Builder
+	session := 1
+	for line := range strings.Lines(strings.TrimSpace(lines)) {
+		if line = strings.TrimSpace(line); line == "" {
+			session++
+			continue
+		}
+		fmt.Fprintf(&b, "20:00:00.000 %d %s\n", session, line)
+	}
+	return b.String()
+}
+
+// TestDialoguesTellWhatDevicesNeed has one of each kind of device, after field.md 3a.
+func TestDialoguesTellWhatDevicesNeed(t *testing.T) {
+	const login = "S 220 box ready.\nC USER d\nS 331 Password required.\nC PASS ***\nS 230 Logged in.\n"
+	for _, tt := range []struct{ device, lines, keys, says string }{
+		{"camera that waits for EPSV", `! connected from 10.0.9.4, ftp
+			S 220 box ready.
+			C USER d
+			S 530 Passwords are not accepted in clear text from there; use AUTH TLS first.
+			! ended: closed
+
+			` + login + `C TYPE I
+			C CWD /cam/2026/11
+			S 550 No such file or directory.
+			C MKD /cam/2026/11
+			S 257 "/cam/2026/11" created.
+			C EPSV
+			S 229 Entering Extended Passive Mode (|||50001|)
+			C STOR 1.jpg
+			! passive data connection: no_data_connection
+			S 425 Cannot open the data connection
+			C PASV
+			S 227 Entering Passive Mode (10,0,0,1,195,81)
+			C STOR 1.jpg
+			! passive data connection: ok
+			! STOR of 70000 bytes: ok
+			S 226 Transfer complete.
+			S 421 Idle for too long, closing.
+			! ended: idle`,
+			`profile = "camera"`, "without QUIT, in 2"},
+		{"scanner from Windows", login + `C CWD \scans\ann
+			S 550 No such file or directory.
+			C XMKD \scans
+			S 550 That name is taken.
+			! ended: closed
+
+			` + login + `C PORT 10,0,9,5,8,1
+			C STOR \scans\a.pdf
+			! STOR of 5000 bytes: ok
+			C QUIT`, `profile = "scanner"`, "active: the way"},
+		{"PLC", "! lines end with LF alone\n" + login + `C ALLO 4096
+			S 200 OK.
+			C PASV
+			C STOR log.csv
+			! passive data connection: ok
+			! STOR of 100 bytes: short
+			S 426 Only 100 of the 4096 bytes that ALLO announced arrived; resume with REST 100.
+			C PASV
+			C STOR log.csv
+			! STOR of 100 bytes: client_gone
+			! ended: closed`,
+			`profile = "scanner"
+quirks = ["mkd-exists-ok", "backslash", "ignore-allo", "hang-up", "site-umask"]`, "LF alone"},
+		{"old TLS", `! connected from 10.0.9.4, ftp
+			C AUTH TLS
+			S 234 Go on with TLS.
+			! TLS failed: it offers TLS 1.1 or older
+			! ended: tls
+
+			` + login + `C SITE UMASK 022
+			S 504 SITE HELP lists what is known.
+			C STOR a.tif`, `profile = "scanner"`, "update its firmware"},
+		{"curl with TLS", `C AUTH SSL
+			S 234 Go on with TLS.
+			! TLS 1.3
+			` + login + `C PBSZ 0
+			C PROT P
+			C PWD
+			C EPSV
+			S 229 Entering Extended Passive Mode (|||50001|)
+			C TYPE I
+			C STOR x
+			! passive data connection: ok
+			! STOR of 10 bytes: ok
+			C QUIT
+			! ended: ok`, `profile = "strict"`, "TLS 1.3"},
+		{"lftp that mirrors both ways", "C FEAT\n! TLS 1.3\n" + login + `C PASV
+			C MLSD
+			! passive data connection: ok
+			C RETR x
+			C DELE x
+			C QUIT`, ``, "It needs no profile and no quirk."},
+		{"ftp.exe", "C opts utf8 on\nS 501 OPTS\n" + login + `C PORT 10,0,9,5,8,1
+			C NLST
+			C RETR a
+			C QUIT`, `tls = "optional"`, "active"},
+		{"MKD that is survived", login + `C MKD a
+			S 550 That name is taken.
+			C CWD a
+			C PASV
+			C STOR a.jpg
+			C QUIT`, `profile = "camera"`, "then CWD"},
+	} {
+		f := readDialogue(dialogue(tt.lines))
+		var keys []string
+		for _, k := range f.keys() {
+			keys = append(keys, k[0]+" = "+k[1])
+		}
+		if got := strings.Join(keys, "\n"); got != tt.keys {
+			t.Errorf("%s needs\n%s\nwant\n%s\n%s", tt.device, got, tt.keys, f.report())
+		}
+		if _, errs := parseUserFile("d.toml", "d", []byte(strings.Join(keys, "\n")), testUsersDir, testStateDir); len(errs) > 0 {
+			t.Errorf("%s: %v", tt.device, errs)
+		}
+		file := filepath.Join(t.TempDir(), "d.dialogue")
+		if err := os.WriteFile(file, []byte(dialogue(tt.lines)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, out, errs := cli(t, "learn", "d", "--read", file); code != exitOK || !strings.Contains(out, tt.says) {
+			t.Errorf("%s: exit %d, no %q in %s%s", tt.device, code, tt.says, out, errs)
+		}
+	}
+}
+
+func TestRecordingsHaveNoSecrets(t *testing.T) {
+	for line, want := range map[string]string{
+		"PASS secret": "PASS ***", "pass secret": "pass ***", "ACCT secret": "ACCT ***", "ADAT secret": "ADAT ***", "PASS": "PASS",
+		"PASSWORD secret": "***", "secret": "***", "FOO secret": "FOO ***", "SITE EXEC x secret": "SITE EXEC ***", "SITE SAY secret": "SITE SAY ***",
+		"SITE PSWD secret": "SITE ***", "SITE CHMOD 600 a": "SITE CHMOD 600 a", "STOR a b": "STOR a b", "AUTH TLS": "AUTH TLS", "LPRT 6,1": "LPRT ***",
+	} {
+		if got := unsecret(line); got != want {
+			t.Errorf("%q is written down as %q; want %q", line, got, want)
+		}
+	}
+}
+
+// TestLearnRecordsRealClients has curl, lftp and busybox say what they do to a daemon that
+// does not know their user at first.
+func TestLearnRecordsRealClients(t *testing.T) {
+	file, b := writeConfig(t, fmt.Sprintf("log.format = \"json\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [], http = [], local = [%q] }\n", filepath.Join(shortDir(t), "s")))
+	p := serveBerth(t, file, nil)
+	host, port, _ := net.SplitHostPort(p.addrs["control"])
+	dir := t.TempDir()
+	out := filepath.Join(dir, "cam.dialogue")
+	learn := exec.Command(os.Args[0], "learn", "cam", "--config", file, "--output", out)
+	learn.Env = append(os.Environ(), asBerth+"=1")
+	said := &syncBuffer{}
+	learn.Stdout, learn.Stderr = said, said
+	if err := learn.Start(); err != nil {
+		t.Fatal(err)
+	}
+	until := func(what string) {
+		t.Helper()
+		for end := time.Now().Add(replyTime); !strings.Contains(said.String(), what); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("no %q in\n%s", what, said)
+			}
+		}
+	}
+	p.logged("recording")
+	drainLog(p)
+	says(t, exitFailed, "", "*\nberth learn: That name is being recorded already.\n", "learn", "cam", "--config", file, "--output", out+"2")
+	c := p.dial("control")
+	c.want("220 *")
+	c.cmd("USER cam", "331 *")
+	c.cmd("PASS hunter2", "530 *")
+	c.cmd("HUNTER2", "500 *")
+	c.cmd("QUIT", "221 *")
+	other := p.dial("control").login()
+	other.cmd("MKD annsown", "257 *")
+	b.user(t, "cam", fmt.Sprintf("home = %q\n", t.TempDir()))
+	ran := 0
+	for _, client := range [][]string{
+		{"curl", "-sS", "--max-time", "20", "--ftp-create-dirs", "-T", file, "ftp://cam:secret@" + host + ":" + port + "/a/b/1.jpg"},
+		{"lftp", "-u", "cam,secret", "-p", port, "-e", "set ssl:verify-certificate no; put " + file + " -o 2.jpg; bye", host},
+		{"busybox", "ftpput", "-u", "cam", "-p", "secret", "-P", port, host, "3.jpg", file},
+	} {
+		if _, err := exec.LookPath(client[0]); err != nil {
+			if os.Getenv("BERTH_REQUIRE_CLIENTS") == "1" {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if text, err := exec.Command(client[0], client[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", client, err, text)
+		}
+		ran++
+	}
+	c = p.dial("control") // one for the machines that have none of them
+	c.want("220 *")
+	c.cmd("USER cam", "331 *")
+	c.cmd("PASS secret", "230 *")
+	c.cmd(`CWD \a`, "550 *")
+	c.cmd("QUIT", "221 *")
+	until(`C CWD \a`)
+	until("221 Goodbye.")
+	learn.Process.Signal(syscall.SIGINT)
+	if err := learn.Wait(); err != nil {
+		t.Errorf("after Ctrl-C: %v", err)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(out); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	for _, text := range []string{string(data), said.String()} {
+		for _, no := range []string{"hunter2", "HUNTER2", "secret", "annsown", "USER ann"} {
+			if strings.Contains(text, no) {
+				t.Errorf("%q is in\n%s", no, text)
+			}
+		}
+	}
+	f := readDialogue(string(data))
+	if f.uploads != ran || f.sessions < 2+ran || !f.loginFailed || f.quirks&quirkBackslash == 0 || f.quirks&(quirkMkdExists|quirkNoEPSV|quirkHangUp) != 0 {
+		t.Errorf("%d clients ran; %+v in\n%s", ran, f, data)
+	}
+	if !strings.Contains(said.String(), "That is: berth user set cam --") && ran > 0 {
+		t.Errorf("no advice in\n%s", said)
+	}
+}
