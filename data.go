@@ -449,6 +449,8 @@ type transfer struct {
 	limit    *rate.Limiter // nil: none
 	count    func(int64)   // told of every step while it happens; nil: nobody
 
+	fillBy time.Time // see filling; zero: nothing waits for more
+
 	mu      sync.Mutex
 	why     error // set by cancel
 	closing bool
@@ -597,6 +599,24 @@ func (x *transfer) watch(setDeadline func(time.Time) error) error {
 // both set the same deadline, and under the same lock neither is lost.
 func (x *transfer) extend() error { return x.extendFor(x.timeout) }
 
+// patience is how long the next read may take: what is in the buffer already is not
+// held back for long, but written and counted, however slow its client is.
+func (x *transfer) patience() time.Duration {
+	if x.fillBy.IsZero() {
+		return x.timeout
+	}
+	return min(x.timeout, time.Until(x.fillBy))
+}
+
+// filling tells that the buffer that is read into holds something, or (false) nothing.
+func (x *transfer) filling(something bool) {
+	if !something {
+		x.fillBy = time.Time{}
+	} else if x.fillBy.IsZero() {
+		x.fillBy = time.Now().Add(rateStep)
+	}
+}
+
 func (x *transfer) extendFor(d time.Duration) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -744,7 +764,7 @@ const closeTimeout = 2 * time.Second
 type patientConn struct{ x *transfer }
 
 func (c patientConn) Read(p []byte) (int, error) {
-	if err := c.x.extend(); err != nil {
+	if err := c.x.extendFor(c.x.patience()); err != nil {
 		return 0, err
 	}
 	return c.x.conn.Read(p)

@@ -285,9 +285,10 @@ type jailSet struct {
 	open    map[jailKey]*jail
 	openat2 bool
 
-	syncs  syncGroups
-	ledger *ledger // nil: nothing is counted
-	boot   string  // of this run of the machine, in the names of staging files
+	syncs    syncGroups
+	ledger   *ledger // nil: nothing is counted
+	partials *partialSet
+	boot     string // of this run of the machine, in the names of staging files
 	// makeRoom removes old files of a user whose home is full, until his quota has
 	// room for that much more; nil: nobody does.
 	makeRoom func(j *jail, bytes, files int64) error
@@ -321,7 +322,11 @@ type jailSet struct {
 const nameLocks = 64
 
 func newJailSet(l *ledger) *jailSet {
-	return &jailSet{open: map[jailKey]*jail{}, openat2: haveOpenat2(), ledger: l, boot: bootID(),
+	partials := newPartialSet()
+	if l != nil {
+		partials = l.partials
+	}
+	return &jailSet{partials: partials, open: map[jailKey]*jail{}, openat2: haveOpenat2(), ledger: l, boot: bootID(),
 		seed: maphash.MakeSeed(), inUse: map[fileID]int{}, claims: map[fileID]bool{}, live: map[string]struct{}{}}
 }
 
@@ -387,6 +392,9 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	t, err := openTree(home, true, js.openat2)
 	if err != nil {
 		return nil, fmt.Errorf("home: %w", err)
+	}
+	if fresh {
+		js.partials.know(spec.user, nil)
 	}
 	j := &jail{home: t, key: key, set: js, rotate: spec.rotate, owner: jailOwner{name: spec.user, uid: uint32(os.Geteuid())}}
 	if js.ledger != nil && key.counted {

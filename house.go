@@ -1,12 +1,10 @@
 // house.go keeps house: one loop that counts homes, makes partials of what a
-// crash has left, removes partials and files whose time is over, and makes room
-// where a full home is to lose its oldest files. It is apart from fs.go and
-// ledger.go, which do each of these things to one name, because it decides when
-// and to which, and bounds the work of a turn.
+// crash has left, and removes partials and files whose time is over. It is apart
+// from fs.go and ledger.go, which do each of these things to one name, because it
+// decides when and to which, and bounds the work of a turn.
 //
 // One loop decides; each sweep has a goroutine of its own, few at a time, so that
 // a home that hangs (a network disk whose server is gone) holds up nobody else.
-// Room for an upload is made by the session that waits for it.
 
 package main
 
@@ -92,17 +90,20 @@ type sweep struct {
 	orphans      []found
 	partials     []found
 	expired      []found
-	undated      []found // files of a time when the clock was not set
-	old          oldest  // a heap, the youngest first
-	asides       int     // partials kept aside, over or not
-	firstFile    int64   // mtime of the oldest file whose time is not over, in Unix seconds; 0: none
-	spare        quota   // what the files take that rotation may remove
-	unseen       int     // directories that could not be looked at, and shares that are not there
+	undated      []found          // files of a time when the clock was not set
+	old          oldest           // a heap, the youngest first
+	asides       int              // partials kept aside, over or not
+	kept         map[fileID]int64 // partials, these and the marked ones, with the time of their last byte
+	firstFile    int64            // mtime of the oldest file whose time is not over, in Unix seconds; 0: none
+	spare        quota            // what the files take that rotation may remove
+	unseen       int              // directories that could not be looked at, and shares that are not there
 	firstUnseen  string
 	unseenErr    error
-	listBytes    int  // of names on the lists
-	shared       bool // shares were walked too
-	truncated    bool // there was more to do than the lists hold
+	listBytes    int            // of names on the lists
+	shared       bool           // shares were walked too
+	truncated    bool           // there was more to do than the lists hold
+	markless     map[*tree]bool // trees whose disk keeps no marks of partials
+	procName     []byte
 	seen         int
 }
 
@@ -268,6 +269,9 @@ func (s *sweep) visit(t *tree, node *dirNode, rel string, dir *os.File, buf []by
 // note puts a file on the list of what is to be done about it, if anything is.
 func (s *sweep) note(t *tree, dir int, rel, name string, st *unix.Stat_t, stage, aside bool) {
 	f := found{t: t, id: fileID{uint64(st.Dev), st.Ino}, size: st.Size, sec: int64(st.Mtim.Sec), nsec: int64(st.Mtim.Nsec)}
+	if s.kept != nil && len(s.kept) < partialsKept && (aside || !stage && st.Size > 0 && s.marked(t, dir, name)) {
+		s.kept[f.id] = f.sec
+	}
 	list := func(to *[]found) {
 		if len(*to) >= sweepList || s.listBytes > sweepListBytes {
 			s.truncated = true
@@ -508,30 +512,6 @@ func (h *housekeeper) plan(u *user) {
 	h.attend(u.Name, time.Now().Add(later))
 }
 
-// homeless tells whether a user's home was not there when it was last looked for.
-func (h *housekeeper) homeless(u *user) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	home, none := h.noHome[u.Name]
-	return none && home == u.Home
-}
-
-// counting tells whether a user's home is being swept just now, and gets on.
-func (h *housekeeper) counting(user string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.walking[user] > 0
-}
-
-// walks notes that a sweep of a user's home begins (by 1), or ends or is given up.
-func (h *housekeeper) walks(user string, by int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.walking[user] += by; h.walking[user] <= 0 {
-		delete(h.walking, user)
-	}
-}
-
 // active is how many sweeps are running and not given up. It is for the loop alone.
 func (h *housekeeper) active() int {
 	n := 0
@@ -674,7 +654,7 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 	quietUntil := h.quietUntil
 	h.mu.Unlock()
 	started := time.Now()
-	s := &sweep{j: j, pace: func() error {
+	s := &sweep{j: j, kept: map[fileID]int64{}, pace: func() error {
 		job.seen.Add(sweepBatch)
 		return h.pause(job.background)
 	}}
@@ -701,7 +681,12 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 			s.expireBefore = started.Add(-u.Expire.std())
 		}
 	}
+	walked := h.jails.partials.walk(u.Name)
 	was, is, quiet, err := s.count()
+	if err != nil {
+		s.kept = nil
+	}
+	walked(s.kept)
 	if err != nil {
 		return was, is, err
 	}
@@ -724,6 +709,7 @@ func (h *housekeeper) sweep(job *sweepJob) (was, is ledgerEntry, err error) {
 		if f := &s.partials[i]; j.removeFound(f, false) != nil {
 			stuck = true
 		} else {
+			h.jails.partials.remove(f.id)
 			h.log.Info("partial removed", "user", u.Name, "path", f.rel, "bytes", f.size, "result", "older than partial_ttl")
 		}
 	}
@@ -846,88 +832,4 @@ func (h *housekeeper) recount(j *jail, b *balance) bool {
 	}
 	_, _, err := h.scan(u)
 	return err == nil
-}
-
-// --- rotation ---
-
-var errNothingOld = errors.New("no old file that could make room")
-
-// A rotation has what is known of a home's oldest files, oldest first.
-type rotation struct {
-	mu   sync.Mutex // held while room is made
-	list []found
-	used time.Time
-
-	// When so much could not be had: for a moment nobody need look again.
-	barren time.Time
-	wanted quota
-}
-
-func (h *housekeeper) rotation(id fileID) *rotation {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r := h.rotations[id]
-	if r == nil {
-		r = &rotation{}
-		h.rotations[id] = r
-	}
-	r.used = time.Now()
-	return r
-}
-
-// forgetRotations gives up what was not used of late: who needs it again will
-// find it again.
-func (h *housekeeper) forgetRotations(now time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for id, r := range h.rotations {
-		if now.Sub(r.used) > ledgerEvery && r.mu.TryLock() {
-			delete(h.rotations, id)
-			r.mu.Unlock()
-		}
-	}
-}
-
-// makeRoom removes a user's oldest complete files until his quota has room for
-// so much more. It removes nothing if that would not be enough.
-func (h *housekeeper) makeRoom(j *jail, bytes, files int64) error {
-	q := j.key.quota
-	if q.bytes > 0 && bytes > q.bytes || q.files > 0 && files > q.files {
-		return errNothingOld
-	}
-	r := h.rotation(j.home.id)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	walked := false
-	for !j.balance.has(q, bytes, files) {
-		if err := h.ctx.Err(); err != nil {
-			return err
-		}
-		if len(r.list) == 0 {
-			if walked || time.Since(r.barren) < sweepMin && bytes >= r.wanted.bytes && files >= r.wanted.files {
-				return errNothingOld
-			}
-			walked = true
-			s := &sweep{j: j, oldest: keptOldest, pace: h.ctx.Err}
-			if err := s.walk(j.home); err != nil {
-				return err
-			}
-			if !j.balance.has(q, bytes-s.spare.bytes, files-s.spare.files) {
-				r.barren, r.wanted = time.Now(), quota{bytes, files}
-				return errNothingOld
-			}
-			r.list = make([]found, len(s.old))
-			for i := len(r.list) - 1; i >= 0; i-- {
-				r.list[i] = heap.Pop(&s.old).(found)
-			}
-			continue
-		}
-		f := r.list[0]
-		r.list = r.list[1:]
-		if f.t = j.home; j.removeFound(&f, true) == nil {
-			walked = false
-			h.log.Info("file removed", "user", j.key.user, "path", "/"+f.rel, "bytes", f.size, "modified", time.Unix(f.sec, f.nsec).UTC(), "result", "rotated")
-		}
-	}
-	return nil
 }

@@ -79,13 +79,14 @@ type ledger struct {
 	noLocks sync.Once
 	writing sync.Mutex // held while the file is written
 
-	mu    sync.Mutex
-	homes map[fileID]*balance
-	users map[string]*balance
-	held  map[fileID]*homeLock
-	told  map[fileID]time.Time   // when the log was told that another berth has it
-	past  map[string]ledgerEntry // by home: from the last run, until asked for
-	clean bool                   // the last run ended in order
+	mu       sync.Mutex
+	partials *partialSet // kept with the balances, as of the homes of those who have one
+	homes    map[fileID]*balance
+	users    map[string]*balance
+	held     map[fileID]*homeLock
+	told     map[fileID]time.Time   // when the log was told that another berth has it
+	past     map[string]ledgerEntry // by home: from the last run, until asked for
+	clean    bool                   // the last run ended in order
 }
 
 // A balance is what is stored in one home, and elsewhere in its user's name. A
@@ -119,6 +120,10 @@ type ledgerEntry struct {
 	Bytes int64  `json:"bytes"`
 	Files int64  `json:"files"`
 	Exact bool   `json:"exact"`
+	// What interrupted uploads have left there, as partialsText writes it. Looked tells
+	// none from not known.
+	Looked   bool   `json:"looked,omitempty"`
+	Partials string `json:"partials,omitempty"`
 }
 
 // ledgerFile is the whole file. Sum is the SHA-256 of Balances without white space.
@@ -132,7 +137,7 @@ type ledgerFile struct {
 // newLedger takes the ledger in dir over from the last run. It refuses nothing:
 // a file that cannot be read, or is not whole, costs a count of every home.
 func newLedger(dir string, log *slog.Logger) *ledger {
-	l := &ledger{dir: dir, log: log, homes: map[fileID]*balance{}, users: map[string]*balance{}, held: map[fileID]*homeLock{}, told: map[fileID]time.Time{}}
+	l := &ledger{dir: dir, log: log, partials: newPartialSet(), homes: map[fileID]*balance{}, users: map[string]*balance{}, held: map[fileID]*homeLock{}, told: map[fileID]time.Time{}}
 	var most unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &most) == nil {
 		l.most = int(min(most.Cur, 1<<30)) / homeLockShare
@@ -217,12 +222,19 @@ func (l *ledger) save(homes map[string]string, clean bool) error {
 		return nil
 	}
 	byHome := map[string]ledgerEntry{}
+	partials := l.partials.byUser()
 	l.mu.Lock()
 	for user, home := range homes {
 		if a := l.users[user]; a != nil {
 			a.mu.Lock()
 			if a.known {
-				byHome[home] = ledgerEntry{Home: home, Inode: a.id.ino, Born: a.born, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.inflight == quota{}}
+				e := ledgerEntry{Home: home, Inode: a.id.ino, Born: a.born, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.inflight == quota{}}
+				if found, looked := partials[user]; looked {
+					others := byHome[home] // of users who share it
+					maps.Copy(found, parsePartials(others.Partials))
+					e.Looked, e.Partials = true, partialsText(found)
+				}
+				byHome[home] = e
 			}
 			a.mu.Unlock()
 		} else if e, ok := l.past[home]; ok { // as of a disk that is not plugged in now
@@ -347,6 +359,9 @@ func (l *ledger) open(user, home string, id fileID, born int64, fresh bool) *bal
 		case kept && e.Inode == id.ino && e.Born == born:
 			a.known, a.bytes, a.files = true, e.Bytes, e.Files
 			a.exact = l.clean && e.Exact
+			if e.Looked && l.clean {
+				l.partials.know(user, parsePartials(e.Partials))
+			}
 		}
 		l.homes[id] = a
 	}

@@ -206,7 +206,8 @@ func (j *jail) ownName(t *tree, dir int, base string) *balance {
 // stored is what a name in dir takes of whose quota.
 type stored struct {
 	entry
-	balance *balance
+	balance  *balance
+	partials *partialSet
 }
 
 // counted is what an entry counts for: the size of a regular file, nothing else.
@@ -229,13 +230,16 @@ func (j *jail) look(t *tree, dir int, base string) (s stored, ok bool, err error
 		return s, false, err
 	}
 	s.fromStat(&st)
-	s.balance = j.balanceOf(t, dir, base)
+	s.balance, s.partials = j.balanceOf(t, dir, base), j.set.partials
 	return s, true, nil
 }
 
 // gone gives back what a name took that no longer exists. An inode with more
 // names is still somebody's, but each name counted by itself.
-func (s *stored) gone() { s.balance.drop(s.counted(), 1) }
+func (s *stored) gone() {
+	s.balance.drop(s.counted(), 1)
+	s.partials.remove(s.id())
+}
 
 // liftPartial takes what is kept aside of uploads to base out of the way, before
 // base changes: a crash in between must not leave it beside other content. ended

@@ -13,6 +13,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -362,6 +363,14 @@ func TestMetricsTable(t *testing.T) {
 	if got := c.store("STOR b", "more than ten"); !strings.HasPrefix(got, "552") {
 		t.Fatal(got)
 	}
+	c.cmd("EPSV", "229 *")
+	d := tls.Client(c.open(), cfg)
+	c.cmd("STOR c", "150 *")
+	if _, err := io.WriteString(d, "half"); err != nil {
+		t.Fatal(err)
+	}
+	c.cmd("STAT", "211 *")
+	c.cmd("ABOR", "426 *", "226 *")
 	u, err := net.Dial("udp", p.addrs["datagram"])
 	if err != nil {
 		t.Fatal(err)

@@ -407,13 +407,15 @@ func (in *incoming) copy() error {
 	buf := (*bp)[:min(int64(f.left), in.x.chunk(copyBuffer))]
 	n := 0
 	var err error
-	for began := time.Now(); n < len(buf) && err == nil && time.Since(began) < rateStep; {
-		if err = in.x.extend(); err != nil {
+	defer in.x.filling(false)
+	for n < len(buf) && err == nil {
+		if err = in.x.extendFor(in.x.patience()); err != nil {
 			break
 		}
 		var m int
 		m, err = in.s.conn.Read(buf[n:])
 		n += m
+		in.x.filling(n > 0)
 		if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 			err = nil // slow; what came is written first
 			break

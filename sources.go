@@ -157,4 +157,32 @@ func freeBytes(dir string) (uint64, error) {
 }
 
 // partials is how many interrupted uploads there are, as far as homes were looked at.
-func (s *server) partials() (n int, oldest time.Time, known bool) { return 0, oldest, false }
+func (s *server) partials() (n int, oldest time.Time, known bool) {
+	return s.jails.partials.report(s.users.isKnown)
+}
+
+// --- what housekeeping tells ---
+
+// homeless tells whether a user's home was not there when it was last looked for.
+func (h *housekeeper) homeless(u *user) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	home, none := h.noHome[u.Name]
+	return none && home == u.Home
+}
+
+// counting tells whether a user's home is being swept just now, and gets on.
+func (h *housekeeper) counting(user string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.walking[user] > 0
+}
+
+// walks notes that a sweep of a user's home begins (by 1), or ends or is given up.
+func (h *housekeeper) walks(user string, by int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.walking[user] += by; h.walking[user] <= 0 {
+		delete(h.walking, user)
+	}
+}

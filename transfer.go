@@ -467,11 +467,18 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 		most := int(x.chunk(copyBuffer))
 		n := 0
 		var err error
-		began := time.Now()
-		for n <= most-2 && err == nil && time.Since(began) < rateStep { // lfReader wants room for two
+		for n <= most-2 && err == nil { // lfReader wants room for two
 			var m int
 			m, err = r.Read(buf[n:most])
 			n += m
+			if c.z && n > 0 {
+				break // no zlib.Reader goes on after a time-out
+			}
+			x.filling(n > 0)
+		}
+		x.filling(false)
+		if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && x.cancelled() == nil {
+			err = nil // slow; the next read tells whether it stalled
 		}
 		if n > 0 {
 			if sum != nil {

@@ -335,6 +335,7 @@ func (u *upload) adopt(name string, offset int64) error {
 		u.balance.unreserve(mine.size, 1)
 		u.balance = nil
 	}
+	u.jail.set.partials.remove(mine.id())
 	u.file, u.stage = f, stage
 	u.start, u.size, u.resumed = offset, offset, true
 	u.jail.set.staged.Add(offset)
@@ -593,6 +594,9 @@ func (u *upload) place(to string, flags uint) (short quota, err error) {
 	if exists && old.balance != u.balance {
 		old.gone()
 	}
+	if exists {
+		j.set.partials.remove(old.id())
+	}
 	u.balance.land(quota{u.charged.bytes + more.bytes, u.charged.files + more.files}, quota{u.size, 1}, lost)
 	u.stage, u.charged = "", quota{}
 	return short, nil
@@ -619,9 +623,15 @@ func (u *upload) interrupt() {
 		syncFile(int(u.file.Fd()))
 	}
 	switch err := u.keep(); {
-	case err == nil && u.durable:
-		syncDir(int(u.dir.Fd()))
-	case err != nil && u.resumed && !errors.As(err, new(*quotaError)):
+	case err == nil:
+		if u.durable {
+			syncDir(int(u.dir.Fd()))
+		}
+		var e entry
+		if fstat(u.file, &e) == nil {
+			u.jail.set.partials.add(u.jail.key.user, e.id(), e.sec)
+		}
+	case u.resumed && !errors.As(err, new(*quotaError)):
 		// It was kept once and cannot be named now: the next sweep tries again.
 		u.balance.unreserve(u.charged.bytes, u.charged.files)
 		u.stage, u.charged = "", quota{}
