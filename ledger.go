@@ -170,7 +170,7 @@ func newLedger(dir string, log *slog.Logger) *ledger {
 			l.past[e.Home] = e
 		}
 		if l.clean = clean; !clean {
-			log.Warn("berth did not end in order the last time; all homes are counted")
+			log.Warn("the last berth did not end in order; all homes are counted")
 		}
 	}
 	return l
