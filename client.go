@@ -177,6 +177,7 @@ type remoteAnswer struct {
 	Shell       bool     `json:"shell"`
 	Server      string   `json:"server"`
 	Version     string   `json:"version"`
+	Passive     string   `json:"passive"`
 
 	Name      string          `json:"name"` // stat, get, put, hash, cd
 	NameBytes []byte          `json:"name_bytes"`

@@ -131,6 +131,7 @@ func daemonVerbs() []verb {
 				{"berth user set ann --permissions read,list", "she may read only from her next login on"},
 			}},
 	}, adminVerbs(), []verb{
+		doctorVerb(),
 		{name: "health", options: []option{configOption}, run: runHealth,
 			help: "ask the running daemon whether it is well",
 			examples: []example{

@@ -186,6 +186,7 @@ type welcome struct {
 	Shell       bool     `json:"shell"`
 	Server      string   `json:"server"`
 	Version     string   `json:"version"`
+	Passive     string   `json:"passive,omitempty"` // ports, for berth doctor
 }
 
 func (s *session) doLogin(q *request) error {
@@ -264,6 +265,9 @@ func (s *session) welcome() error {
 	u := s.user
 	w := &welcome{answer: answer{Code: codeLoggedIn, Text: "Logged in."}, User: u.Name, Home: "/", Permissions: u.Permissions.names(),
 		Commands: slices.Clone(u.Commands), Shell: u.Shell, Server: s.srv.config().Server.Name, Version: version}
+	if p := s.srv.config().Passive.Ports; p.count() > 0 {
+		w.Passive = fmt.Sprintf("%d-%d", p.Low, p.High)
+	}
 	if w.Commands == nil {
 		w.Commands = []string{}
 	}
