@@ -268,8 +268,10 @@ func (d *doctor) program(name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	return string(out), err
+	var out strings.Builder
+	cmd.Stdout = &out
+	err = cmd.Run()
+	return out.String(), err
 }
 
 // dial connects to something on this machine or near it, in bounded time.

@@ -25,7 +25,7 @@ import (
 
 const (
 	// Descriptors: a control and a data connection for each session, and what the daemon
-	// itself has open, with the files and homes of what runs just now.
+	// itself has open, with the files and homes of what runs just now; and each counted home.
 	sessionDescriptors = 2
 	spareDescriptors   = 128
 	// sessionMemory is what a session takes that moves data under TLS: two connections
@@ -575,7 +575,7 @@ func (d *doctor) checkFileSystem(dir string) {
 
 func (d *doctor) checkLimits() {
 	sessions := d.cfg.Limits.Sessions
-	need := sessions*sessionDescriptors + spareDescriptors + min(d.cfg.Passive.Ports.count(), sharedRange)
+	need := sessions*sessionDescriptors + spareDescriptors + len(d.users) + min(d.cfg.Passive.Ports.count(), sharedRange)
 	have, whose := 0, "the daemon"
 	var r unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) == nil {

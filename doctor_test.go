@@ -299,11 +299,11 @@ func TestDoctorLedgerAndLimits(t *testing.T) {
 		remedy(t, file, s.Remedy[0])
 	}
 	remedy(t, file, f.Remedy[0])
-	limit := the(all, "limits.nofile", "1000000 sessions may need 2000192")
+	limit := the(all, "limits.nofile", "1000000 sessions may need 2000193")
 	if limit == nil {
 		t.Fatalf("the limit is not found: %+v", all)
 	}
-	if want := "LimitNOFILE=2000192   in systemctl edit berth"; limit.Remedy[0] != want {
+	if want := "LimitNOFILE=2000193   in systemctl edit berth"; limit.Remedy[0] != want {
 		t.Errorf("%q, want %q", limit.Remedy[0], want)
 	}
 	remedy(t, file, limit.Remedy[len(limit.Remedy)-1])
