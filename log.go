@@ -55,27 +55,35 @@ const (
 	leftOutEvery = 10 * time.Second
 )
 
-// journalIDs are the MESSAGE_IDs of main events, by message and, for transfers,
-// direction. They are fixed: scripts and catalogs know them (docs/operations.md).
-var journalIDs = map[string]string{
-	"login":             "cb5e1ff7f227479ab4afe9cc3db8215b",
-	"logout":            "329b6f70f0ae434da75f40d2ae262a73",
-	"login failed":      "f2d8ef10c5e64a67a8701c304a5a96d9",
-	"address banned":    "55ed4d65c4f54f68b22fce367350d3fd",
-	"refused":           "7659bba052cb45ebbcda56b7cb8cdf9e",
-	"transfer upload":   "661eb28cbfe740b8938c745483f68e51",
-	"transfer download": "8df55ad52267422c8ac97b21e27cdd77",
-	"deleted":           "44dc6c822f40400fbc5d2449ca12d400",
-	"renamed":           "e9cacc352a654cfa90db7d344b88b636",
-	"directory removed": "ae74630098d94208b81c81fb57f524b6",
-	"directory made":    "85582d495c1e4bb8b3b09db7b35680cd",
-	"command":           "aae41afb21d649069069e252510e6623",
-	"kicked":            "a56cf36dd7ae42f29f86a01c98cd840c",
-	"serving":           "13d5f557504140afaf828412ec7a4e95",
-	"stopped":           "29a8af8acd554a73ad65728a7bbdb9b8",
-	"reloaded":          "826ca56030024ef3b65162facb55c07e",
-	"reload refused, the old configuration stays": "8514da31c0ee4aadbdfb3ba01237b302",
-	"left out": "f0133b5527e345e19a6c62639151148a",
+// journalIDs are the MESSAGE_IDs of main events: a line each, of the message, for
+// transfers the direction, and the id. They are fixed: scripts and catalogs know them
+// (docs/operations.md). It is text as a map takes four times the room in the program.
+const journalIDs = `
+login=cb5e1ff7f227479ab4afe9cc3db8215b
+logout=329b6f70f0ae434da75f40d2ae262a73
+login failed=f2d8ef10c5e64a67a8701c304a5a96d9
+address banned=55ed4d65c4f54f68b22fce367350d3fd
+refused=7659bba052cb45ebbcda56b7cb8cdf9e
+transfer upload=661eb28cbfe740b8938c745483f68e51
+transfer download=8df55ad52267422c8ac97b21e27cdd77
+deleted=44dc6c822f40400fbc5d2449ca12d400
+renamed=e9cacc352a654cfa90db7d344b88b636
+directory removed=ae74630098d94208b81c81fb57f524b6
+directory made=85582d495c1e4bb8b3b09db7b35680cd
+command=aae41afb21d649069069e252510e6623
+kicked=a56cf36dd7ae42f29f86a01c98cd840c
+serving=13d5f557504140afaf828412ec7a4e95
+stopped=29a8af8acd554a73ad65728a7bbdb9b8
+reloaded=826ca56030024ef3b65162facb55c07e
+reload refused, the old configuration stays=8514da31c0ee4aadbdfb3ba01237b302
+left out=f0133b5527e345e19a6c62639151148a
+`
+
+// journalID is the MESSAGE_ID of an event, or "".
+func journalID(event string) string {
+	_, id, _ := strings.Cut(journalIDs, "\n"+event+"=")
+	id, _, _ = strings.Cut(id, "\n")
+	return id
 }
 
 // newLogger writes to w in the format of [log], and leaves out what strangers cause
@@ -206,8 +214,8 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 		}
 		return true
 	})
-	if id = journalIDs[id]; id != "" {
-		fields = append(append(append(fields, "MESSAGE_ID="...), id...), '\n')
+	if id = journalID(id); id != "" {
+		fields = appendJournalField(fields, "MESSAGE_ID", id)
 	}
 	o := h.out
 	o.mu.Lock()
@@ -262,6 +270,10 @@ func (h *journalHandler) appendAttr(b []byte, a slog.Attr) []byte {
 
 // appendJournalField adds a field in the journal's own format. A value with a line end
 // has its length before it, so no value can begin another field.
+//
+// Not inlined, as usageErr.
+//
+//go:noinline
 func appendJournalField(b []byte, name, value string) []byte {
 	value = value[:min(len(value), maxJournalValue)]
 	b = append(b, name...)
@@ -311,7 +323,7 @@ func (o *journalOut) write(record, line []byte) {
 
 // head begins a record.
 func (o *journalOut) head(priority byte) []byte {
-	return append(appendJournalField(make([]byte, 0, 1<<10), "SYSLOG_IDENTIFIER", o.name), 'P', 'R', 'I', 'O', 'R', 'I', 'T', 'Y', '=', priority, '\n')
+	return appendJournalField(appendJournalField(make([]byte, 0, 1<<10), "SYSLOG_IDENTIFIER", o.name), "PRIORITY", string(rune(priority)))
 }
 
 // send is false if the journal does not take the record: it is not there, or full, and

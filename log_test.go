@@ -111,11 +111,11 @@ func TestJournalFields(t *testing.T) {
 		{func() {
 			log.Info("transfer", "session", uint64(7), "user", "ann", "addr", "192.0.2.1", "direction", "upload", "path", "/a b", "bytes", int64(3),
 				"dur", 1500*time.Millisecond, "result", "ok")
-		}, map[string]string{"PRIORITY": "6", "SYSLOG_IDENTIFIER": "berth", "MESSAGE_ID": journalIDs["transfer upload"], "BERTH_SESSION": "7", "BERTH_USER": "ann",
+		}, map[string]string{"PRIORITY": "6", "SYSLOG_IDENTIFIER": "berth", "MESSAGE_ID": journalID("transfer upload"), "BERTH_SESSION": "7", "BERTH_USER": "ann",
 			"BERTH_ADDR": "192.0.2.1", "BERTH_DIRECTION": "upload", "BERTH_PATH": "/a b", "BERTH_BYTES": "3", "BERTH_DURATION": "1.5", "BERTH_RESULT": "ok",
 			"MESSAGE": `msg=transfer session=7 user=ann addr=192.0.2.1 direction=upload path="/a b" bytes=3 dur=1.5s result=ok`}},
 		{func() { log.Warn("login failed", "user", "x\nPRIORITY=0\n", "addr", "192.0.2.1") },
-			map[string]string{"PRIORITY": "4", "SYSLOG_IDENTIFIER": "berth", "MESSAGE_ID": journalIDs["login failed"], "BERTH_USER": "x\nPRIORITY=0\n", "BERTH_ADDR": "192.0.2.1",
+			map[string]string{"PRIORITY": "4", "SYSLOG_IDENTIFIER": "berth", "MESSAGE_ID": journalID("login failed"), "BERTH_USER": "x\nPRIORITY=0\n", "BERTH_ADDR": "192.0.2.1",
 				"MESSAGE": `msg="login failed" user="x\nPRIORITY=0\n" addr=192.0.2.1`}},
 		{func() {
 			log.With("user", "ann").Error("odd", "error", errors.New("no"), "at", time.Unix(1, 5), "is", true, "path", "/\xff")

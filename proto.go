@@ -823,14 +823,13 @@ func (s *session) transferred(way byte, path string, bytes int64, dur time.Durat
 
 // changed is the one line that a change of names leaves in the log: what was done to
 // the path p, and more about it.
-func (s *session) changed(what, p string, more ...slog.Attr) {
-	attrs := append([]slog.Attr{slog.Uint64("session", s.id), slog.String("user", s.userName()), slog.String("addr", s.addrText()),
-		slog.String("proto", s.proto), slog.String("verb", s.verb), slog.String("path", p)}, more...)
-	s.srv.log.LogAttrs(context.Background(), slog.LevelInfo, what, attrs...)
+func (s *session) changed(what, p string, more ...any) {
+	attrs := append([]any{"session", s.id, "user", s.userName(), "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "path", p}, more...)
+	s.srv.log.Info(what, attrs...)
 }
 
 // deleted is changed for a file that is gone.
 func (s *session) deleted(p string, bytes int64) {
-	s.changed("deleted", p, slog.Int64("bytes", bytes))
+	s.changed("deleted", p, "bytes", bytes)
 	s.transferred('d', p, bytes, 0, true)
 }

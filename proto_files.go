@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -247,7 +246,7 @@ func (s *session) cmdRNTO(arg string) error {
 	if err != nil {
 		return s.noChange(to, err)
 	}
-	s.changed("renamed", from, slog.String("to", to))
+	s.changed("renamed", from, "to", to)
 	s.reply(codeFileDone, "Renamed.")
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path"
 	"slices"
@@ -711,7 +710,7 @@ func (s *session) doRemove(q *request) error {
 			s.flush()
 			_, err = s.watched(x, s.verb, func() error { return s.removeTree(x, p, 0, &gone) })
 			// One line, however many names; the transfer log has each of them.
-			s.changed("tree removed", p, slog.Int64("files", gone.files), slog.Int64("directories", gone.directories), slog.Int64("bytes", gone.bytes), slog.String("result", changeResult(err)))
+			s.changed("tree removed", p, "files", gone.files, "directories", gone.directories, "bytes", gone.bytes, "result", changeResult(err))
 		default:
 			if err = s.jail.rmdir(p); err == nil {
 				s.changed("directory removed", p)
@@ -784,7 +783,7 @@ func (s *session) doMove(q *request) error {
 			err = s.jail.rename(from, to, s.user.can(permWrite) || s.user.can(permDelete))
 		}
 		if err == nil {
-			s.changed("renamed", from, slog.String("to", to))
+			s.changed("renamed", from, "to", to)
 		}
 		return s.done(err, to, codeFileDone, "Moved.")
 	})
