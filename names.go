@@ -692,6 +692,10 @@ func putBack(dir int, away, base string) {
 // than limits.data_timeout lets an upload stand still.
 const lockless = time.Hour
 
+// restless is the same for one of this run of this machine, whose lock other processes
+// here nearly always see: an upload moves within data_timeout.
+const restless = 2 * time.Minute
+
 // freshStage is how long an empty staging file without a lock may be one whose upload
 // is about to take it.
 const freshStage = time.Minute
@@ -732,15 +736,21 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	leave := lerr == unix.EWOULDBLOCK || j.set.isLive(stage) || fstat(u.file, &now) != nil
 	shared := seenElsewhere(fd)
 	far := shared && boot != j.set.boot // another machine's, or this one's before it restarted
+	patience := time.Duration(0)
+	if lerr != nil || far {
+		patience = lockless
+	} else if shared {
+		patience = restless // two mounts of one disk on one machine need not have the same locks
+	}
 	still := time.Since(now.mtime())
-	leave = leave || (lerr != nil || far) && still < lockless
+	leave = leave || still < patience
 	if !leave {
 		var st unix.Stat_t
 		if leave = unix.Fstatat(int(dir.Fd()), stage, &st, unix.AT_SYMLINK_NOFOLLOW) != nil; !leave {
 			named.fromStat(&st)
 			leave = named.id() != now.id() || // committed meanwhile
 				f.t.byOwner && u.balance != nil && u.balance != j.balance || // another user's, whose sweep does it
-				now.size == 0 && still < freshStage && (shared || !now.mtime().Before(since)) // its clock is another one
+				now.size == 0 && still < freshStage && !now.mtime().Before(since)
 		}
 	}
 	u.size = now.size

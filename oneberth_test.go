@@ -349,9 +349,9 @@ func TestStagingOfAnotherMachine(t *testing.T) {
 		still time.Duration
 		want  string // what becomes of it
 	}{
-		{mine: true, size: 9, want: "kept as a partial"},
-		{mine: true, still: freshStage - 2*time.Second, want: ""},
-		{mine: true, still: freshStage + time.Second, want: "removed"},
+		{mine: true, size: 9, still: restless - 10*time.Second, want: ""},
+		{mine: true, size: 9, still: restless + time.Second, want: "kept as a partial"},
+		{mine: true, still: restless + time.Second, want: "removed"},
 		{size: 9, still: lockless - time.Minute, want: ""},
 		{size: 9, still: lockless + time.Second, want: "removed: of another machine, or of this one before it restarted"},
 		{still: lockless + time.Second, want: "removed"},
