@@ -27,7 +27,7 @@ import (
 const (
 	homeLockName = reservedPrefix + "lock"
 	// homeLockLinger is how long a home stays locked that no user's file counts any
-	// more, and how often the log tells that another berth has one.
+	// more, and how soon one that another berth has is tried again.
 	homeLockLinger = time.Minute
 	// homeLockShare is the part of the files that may be open (RLIMIT_NOFILE) which
 	// locks may take: a quarter. Homes beyond that are counted without a lock.
@@ -74,8 +74,8 @@ func (l *ledger) hold(dir int, id fileID, home string) error {
 	case errors.Is(h.err, errOtherBerth):
 		l.mu.Lock()
 		delete(l.held, id)
-		again := time.Since(l.told[id]) < homeLockLinger
-		l.told[id] = time.Now()
+		again := l.told[id]
+		l.told[id] = true
 		l.mu.Unlock()
 		if !again {
 			l.log.Error("home is counted by another berth; its users are refused here", "home", home, "by", cmp.Or(holder, "another process of this machine"),
@@ -88,6 +88,9 @@ func (l *ledger) hold(dir int, id fileID, home string) error {
 		h.err = nil
 		fallthrough
 	default:
+		l.mu.Lock()
+		delete(l.told, id)
+		l.mu.Unlock()
 		l.keep()
 		l.claim(h.file, dir, home)
 	}

@@ -24,7 +24,7 @@ func newTwin(t *testing.T, home, user string) *diskBox {
 	b := &diskBox{t: t, box: &ftpBox{dir: dir, home: home}, home: home, file: filepath.Join(dir, "berth.toml")}
 	b.box.writeTLS(t, filepath.Join(dir, "state"))
 	b.box.user(t, "ann", user)
-	more := daemonListen
+	more := daemonListen + quickDrain
 	if strings.Contains(user, "filesystem") {
 		more += "log.level = \"debug\"\n" // tells of each sweep
 	}
