@@ -131,6 +131,7 @@ func reserved(t *testing.T, dir, prefix string) (names []string) {
 
 // TestTwoBerthsOneTree: two processes serve one home whose quota is the file system's.
 func TestTwoBerthsOneTree(t *testing.T) {
+	t.Parallel()
 	home := t.TempDir()
 	const user = "quota = \"filesystem\"\n"
 	a := anotherBerth(t, home, user)
@@ -195,6 +196,7 @@ func TestTwoBerthsOneTree(t *testing.T) {
 // TestOneLedgerAHome: a home that one berth counts is refused by every other, until that
 // has ended in whatever way; figures from before then are not believed any more.
 func TestOneLedgerAHome(t *testing.T) {
+	t.Parallel()
 	home := t.TempDir()
 	const user = "quota_bytes = \"1MiB\"\n"
 	a := anotherBerth(t, home, user)
@@ -450,7 +452,7 @@ func TestBerthsAtOneName(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lost := 0
-			for range 400 {
+			for range 200 {
 				os.Remove(f)
 				switch tt.before {
 				case "partial":

@@ -721,6 +721,7 @@ func (u *upload) keep() error {
 			if j.removeIf(d, to, func(f *os.File, e *entry) bool { return e.id() == now.id() && markedPartial(f) }) != nil {
 				continue
 			}
+			j.set.partials.remove(now.id())
 		}
 		if to == u.base {
 			ended = j.liftPartial(u.tree, d, to) // a restart must find this one
