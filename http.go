@@ -161,6 +161,8 @@ type httpAnswer struct {
 }
 
 // set adds a field. Neither may hold what strangers chose.
+//
+//go:noinline
 func (a *httpAnswer) set(name, value string) {
 	a.header = append(a.header, struct{ name, value string }{name, value})
 }
@@ -181,6 +183,8 @@ type httpHandler func(*httpAnswer, *httpRequest)
 // httpWithin bounds the time that an answer takes: after d the answer is 503 with
 // the text late. handle goes on until it returns, so it must bound by itself how
 // many of it do.
+//
+//go:noinline
 func httpWithin(d time.Duration, handle httpHandler, late string) httpHandler {
 	return func(a *httpAnswer, q *httpRequest) {
 		done, panics := make(chan *httpAnswer, 1), make(chan any, 1)

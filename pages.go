@@ -10,14 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -138,14 +136,12 @@ func (s *server) notReady() error {
 	case s.short():
 		return errNoDescriptor
 	}
-	// A memory card that wears out is remounted read-only. access(2) finds that, and
-	// writes nothing.
-	err, done := s.lookState.do(func() error { return unix.Access(s.config().Server.StateDir, unix.W_OK|unix.X_OK) })
-	switch {
+	// A memory card that wears out is remounted read-only.
+	switch state, done := s.lookState(); {
 	case !done:
 		return errors.New("the state directory does not answer")
-	case err != nil:
-		return fmt.Errorf("the state directory cannot be written: %w", err)
+	case state.readOnly != nil:
+		return fmt.Errorf("the state directory cannot be written: %w", state.readOnly)
 	}
 	return nil
 }
@@ -212,7 +208,6 @@ func clearPages(cfg *config, secure bool, peer netip.Addr) string {
 // httpNotes says what in [http] will not do what it seems to. None of it is a reason
 // not to serve files: who is missing cannot read, and nobody else can instead.
 func httpNotes(cfg *config, us []*user) (notes []string) {
-	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	if len(cfg.Listen.HTTP) == 0 || len(cfg.HTTP.Users) == 0 {
 		return nil
 	}
@@ -220,23 +215,24 @@ func httpNotes(cfg *config, us []*user) (notes []string) {
 		i := slices.IndexFunc(us, func(u *user) bool { return u.Name == name })
 		switch {
 		case i < 0:
-			note("http.users names %s, and there is no such user; add him with: berth user add %s --permissions list", name, name)
+			notes = append(notes, "http.users names "+name+", and there is no such user; add him with: berth user add "+name+" --permissions list")
 		case us[i].Disabled:
-			note("http.users names %s, who is disabled", name)
+			notes = append(notes, "http.users names "+name+", who is disabled")
 		case us[i].hash == nil:
-			note("http.users names %s, who has no password; set one with: berth user passwd %s", name, name)
+			notes = append(notes, "http.users names "+name+", who has no password; set one with: berth user passwd "+name)
 		}
 	}
 	elsewhere := slices.ContainsFunc(cfg.Listen.HTTP, func(addr string) bool {
-		at, err := netip.ParseAddrPort(addr)
-		return err != nil && !strings.HasPrefix(addr, "localhost:") || err == nil && !at.Addr().IsLoopback()
+		host, _, _ := net.SplitHostPort(addr)
+		at, err := netip.ParseAddr(host)
+		return host != "localhost" && (err != nil || !at.IsLoopback())
 	})
 	switch {
-	case cfg.HTTP.TLS:
+	case cfg.HTTP.TLS || cfg.TLS.Require == "none":
 	case cfg.TLS.Require == "always":
-		note(`http.users: nobody can read /metrics and the status page, as tls.require is "always"; set http.tls = true`)
-	case elsewhere && cfg.TLS.Require != "none":
-		note("http.users: /metrics and the status page are refused to other machines, as a password is not taken in clear text; set http.tls = true")
+		notes = append(notes, `http.users: nobody can read /metrics and the status page, as tls.require is "always"; set http.tls = true`)
+	case elsewhere:
+		notes = append(notes, "http.users: /metrics and the status page are refused to other machines, as a password is not taken in clear text; set http.tls = true")
 	}
 	return notes
 }

@@ -22,19 +22,22 @@ const (
 )
 
 // A recentEvent is a message that was logged at least once. Only the last time is
-// kept: whoever makes a thousand logins fail pushes out nothing else.
+// kept: whoever makes a thousand logins fail pushes out nothing else. Its JSON is in
+// docs/protocol.md.
 type recentEvent struct {
-	at     time.Time
-	level  slog.Level
-	msg    string
-	detail string // the attributes of the last time
-	count  uint64
+	Time    string `json:"time"`
+	Level   string `json:"level"` // warn or error
+	Message string `json:"message"`
+	Detail  string `json:"detail,omitempty"` // the attributes of the last time
+	Count   uint64 `json:"count"`
+
+	at time.Time
 }
 
 // recentEvents are the last of each message.
 type recentEvents struct {
 	mu  sync.Mutex
-	all []recentEvent // at most recentKept, in no order
+	all []*recentEvent // at most recentKept, in no order
 }
 
 // A recentLog passes everything on, and notes warnings and errors.
@@ -53,7 +56,7 @@ func (h *recentLog) Handle(ctx context.Context, r slog.Record) error {
 			detail = recentAttr(detail, a)
 			return len(detail) < recentText
 		})
-		h.events.add(recentEvent{at: r.Time, level: r.Level, msg: r.Message, detail: detail, count: 1})
+		h.events.add(&recentEvent{jsonTime(r.Time), strings.ToLower(r.Level.String()), r.Message, detail, 1, r.Time})
 	}
 	return h.Handler.Handle(ctx, r)
 }
@@ -87,13 +90,13 @@ func recentAttr(text string, a slog.Attr) string {
 	return text
 }
 
-func (e *recentEvents) add(n recentEvent) {
+func (e *recentEvents) add(n *recentEvent) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	oldest := 0
 	for i, o := range e.all {
-		if o.msg == n.msg && o.level == n.level {
-			n.count += o.count
+		if o.Message == n.Message && o.Level == n.Level {
+			n.Count += o.Count
 			e.all[i] = n
 			return
 		}
@@ -111,8 +114,11 @@ func (e *recentEvents) add(n recentEvent) {
 // list is what happened, the latest first.
 func (e *recentEvents) list() []recentEvent {
 	e.mu.Lock()
-	all := append([]recentEvent(nil), e.all...)
-	e.mu.Unlock()
+	defer e.mu.Unlock()
+	all := make([]recentEvent, 0, len(e.all))
+	for _, n := range e.all {
+		all = append(all, *n)
+	}
 	sort.Slice(all, func(i, j int) bool { return all[i].at.After(all[j].at) })
 	return all
 }

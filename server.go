@@ -73,7 +73,6 @@ type server struct {
 	digestQueue atomic.Int32  // requests that wait for one
 	lookUsers   patientLook[struct{}]
 	lookFree    patientLook[freeSpace]
-	lookState   patientLook[error]
 	chat        chat
 	lessons     lessons
 	ctx         context.Context // ends when the server does

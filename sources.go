@@ -130,18 +130,26 @@ func (s *server) homeStates() (n homeStates) {
 }
 
 type freeSpace struct {
-	bytes uint64
-	err   error
+	bytes    uint64
+	err      error
+	readOnly error // why nothing can be written there; nil if it can
 }
 
 var errNoAnswer = errors.New("the disk does not answer")
 
-// stateFree is how much may be written where the state directory is.
-func (s *server) stateFree() (uint64, error) {
-	free, done := s.lookFree.do(func() (f freeSpace) {
-		f.bytes, f.err = freeBytes(s.config().Server.StateDir)
+// lookState looks at the state directory; done is false if its disk hangs.
+func (s *server) lookState() (free freeSpace, done bool) {
+	return s.lookFree.do(func() (f freeSpace) {
+		dir := s.config().Server.StateDir
+		f.bytes, f.err = freeBytes(dir)
+		f.readOnly = unix.Access(dir, unix.W_OK|unix.X_OK) // which writes nothing
 		return f
 	})
+}
+
+// stateFree is how much may be written where the state directory is.
+func (s *server) stateFree() (uint64, error) {
+	free, done := s.lookState()
 	if !done {
 		return 0, errNoAnswer
 	}

@@ -55,18 +55,18 @@ type statusReport struct {
 	CertificateEnds        string `json:"certificate_ends"`
 	CertificateFingerprint string `json:"certificate_fingerprint"`
 
-	StateFree uint64         `json:"state_free_bytes"`
-	Commands  int            `json:"commands_running"`
-	Hooks     int            `json:"on_upload_waiting"`
-	Bans      int            `json:"bans"`
-	Ports     statusPorts    `json:"passive_ports"`
-	Open      int            `json:"sessions_open"` // logged in or not
-	Transfers int            `json:"transfers_running"`
-	Sessions  []whoEntry     `json:"sessions"` // logged in, those that move something first
-	MoreSess  int            `json:"sessions_not_shown"`
-	Users     []statusUser   `json:"users"` // the fullest first
-	MoreUsers int            `json:"users_not_shown"`
-	Recent    []statusRecent `json:"recent"` // warnings and errors, the latest first
+	StateFree uint64        `json:"state_free_bytes"`
+	Commands  int           `json:"commands_running"`
+	Hooks     int           `json:"on_upload_waiting"`
+	Bans      int           `json:"bans"`
+	Ports     statusPorts   `json:"passive_ports"`
+	Open      int           `json:"sessions_open"` // logged in or not
+	Transfers int           `json:"transfers_running"`
+	Sessions  []whoEntry    `json:"sessions"` // logged in, those that move something first
+	MoreSess  int           `json:"sessions_not_shown"`
+	Users     []statusUser  `json:"users"` // the fullest first
+	MoreUsers int           `json:"users_not_shown"`
+	Recent    []recentEvent `json:"recent"` // warnings and errors, the latest first
 
 	now     time.Time
 	moving  int  // so many of Sessions, the first, are transfers
@@ -89,16 +89,6 @@ type statusUser struct {
 	UsedFiles  int64  `json:"used_files"`
 	QuotaFiles int64  `json:"quota_files"`
 	Counting   bool   `json:"counting,omitempty"` // what is used is not known yet
-}
-
-type statusRecent struct {
-	Time    string `json:"time"`
-	Level   string `json:"level"`
-	Message string `json:"message"`
-	Detail  string `json:"detail,omitempty"`
-	Count   uint64 `json:"count"`
-
-	at time.Time
 }
 
 // answerStatus is the handler of /.
@@ -143,7 +133,7 @@ func (s *server) report() *statusReport {
 	cfg := s.config()
 	r := &statusReport{Name: cfg.Server.Name, Time: jsonTime(now), Started: jsonTime(s.started), Uptime: int64(now.Sub(s.started) / time.Second),
 		State: "ready", CertificateFingerprint: s.keys.fingerprint(), Bans: s.auth.bans(), Hooks: s.hooks.len(),
-		Sessions: []whoEntry{}, Users: []statusUser{}, Recent: []statusRecent{}, now: now, named: cfg.Metrics.PerUser, expires: s.keys.notAfter()}
+		Sessions: []whoEntry{}, Users: []statusUser{}, now: now, named: cfg.Metrics.PerUser, expires: s.keys.notAfter()}
 	r.Version, _ = buildVersion()
 	r.CertificateEnds = jsonTime(r.expires)
 	if err := s.notReady(); err != nil {
@@ -197,16 +187,16 @@ func (s *server) report() *statusReport {
 		}
 		r.MoreUsers = len(usage) - len(r.Users)
 	}
-	for _, e := range s.recent.list() {
-		n := statusRecent{jsonTime(e.at), strings.ToLower(e.level.String()), e.msg, e.detail, e.count, e.at}
+	r.Recent = s.recent.list()
+	for i := range r.Recent {
 		if !r.named {
-			n.Detail = ""
+			r.Recent[i].Detail = ""
 		}
-		r.Recent = append(r.Recent, n)
 	}
 	return r
 }
 
+//go:noinline
 func jsonTime(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // moving tells whether a session works on a file, which is one row of Transfers.
@@ -266,22 +256,24 @@ progress{display:block;width:100%;height:.6rem;margin:.4rem 0 .2rem;accent-color
 progress.hot{accent-color:var(--red)}
 footer{margin-top:1.6rem;color:var(--dim)}
 footer a{margin-right:.8rem}
-@media(max-width:40rem){body{padding:.7rem}th,td{padding:.4rem .5rem}}
+@media(max-width:40rem){body{padding:.7rem}th,td{padding:.4rem .5rem}.bar{width:33%}}
 `
 
 // An htmlPage is a page that is written from its beginning to its end.
 type htmlPage struct{ b *bytes.Buffer }
 
-// put writes markup, text, markup and so on: each second part is text, and escaped.
+// put writes markup with a text for each %, escaped. It is no fmt.Fprintf, which would
+// write what nobody has escaped.
 //
 //go:noinline
-func (h *htmlPage) put(parts ...string) {
-	for i, part := range parts {
-		if i%2 == 1 {
-			part = html.EscapeString(htmlText(part))
-		}
-		h.b.WriteString(part)
+func (h *htmlPage) put(markup string, texts ...string) {
+	for _, text := range texts {
+		before, after, _ := strings.Cut(markup, "%")
+		h.b.WriteString(before)
+		h.b.WriteString(html.EscapeString(htmlText(text)))
+		markup = after
 	}
+	h.b.WriteString(markup)
 }
 
 // htmlText is text that cannot change how its surroundings are shown: what controls a
@@ -303,13 +295,19 @@ func tail(s string) string {
 	return s
 }
 
-// when writes how long ago t was, with the time itself for who wants that.
-func (h *htmlPage) when(now, t time.Time, suffix string) {
-	h.put(`<time datetime="`, jsonTime(t), `" title="`, jsonTime(t), `">`, progressTime(now.Sub(t))+suffix, `</time>`)
+// number is n in digits.
+//
+//go:noinline
+func number(n int64) string { return strconv.FormatInt(n, 10) }
+
+// when writes how long before now t was, with the time itself for who wants that.
+func (h *htmlPage) when(now, t time.Time) {
+	at := jsonTime(t)
+	h.put(`<time datetime="%" title="%">%</time>`, at, at, progressTime(now.Sub(t)))
 }
 
 // bar writes how much of whole part is; nothing where whole is not known.
-func (h *htmlPage) bar(label string, part, whole int64, hot bool) {
+func (h *htmlPage) bar(label, name string, part, whole int64, hot bool) {
 	if whole <= 0 {
 		return
 	}
@@ -317,119 +315,112 @@ func (h *htmlPage) bar(label string, part, whole int64, hot bool) {
 	if hot && percent(part, whole) >= statusHot {
 		class = "hot"
 	}
-	h.put(`<progress`+classAttr(class)+` max="`, strconv.FormatInt(whole, 10), `" value="`, strconv.FormatInt(min(max(part, 0), whole), 10), `" aria-label="`, label, `"></progress>`)
-}
-
-func classAttr(class string) string {
-	if class == "" {
-		return ""
-	}
-	return ` class="` + class + `"`
+	h.put(`<progress class="%" max="%" value="%" aria-label="%"></progress>`, class, number(whole), number(min(max(part, 0), whole)), label+tail(name))
 }
 
 // table begins a table; each of heads is class|title, and the class may be empty.
 func (h *htmlPage) table(id, title string, heads ...string) {
-	h.put(`<h2 id="`+id+`">`, title, `</h2><div class="box" role="region" tabindex="0" aria-labelledby="`+id+`"><table><thead><tr>`)
+	h.put(`<h2 id="%">%</h2><div class="box" role="region" tabindex="0" aria-labelledby="%"><table><thead><tr>`, id, title, id)
 	for _, head := range heads {
 		class, title, _ := strings.Cut(head, "|")
-		h.put(`<th scope="col"`+classAttr(class)+`>`, title, `</th>`)
+		h.put(`<th scope="col" class="%">%</th>`, class, title)
 	}
 	h.put("</tr></thead><tbody>\n")
 }
 
-func (h *htmlPage) endTable(more int) {
+// endTable ends it: with a row that says so if it is empty, and how many more there are.
+func (h *htmlPage) endTable(rows, more int, empty string) {
+	if rows == 0 {
+		h.put(`<tr><td colspan="4">%</td></tr>`, empty)
+	}
 	h.put("</tbody></table></div>\n")
 	if more > 0 {
-		h.put(`<p>And `, strconv.Itoa(more)+" more.", "</p>\n")
+		h.put("<p>And % more.</p>\n", number(int64(more)))
 	}
 }
 
+// fact writes one of the small facts; class is "" or how it is to stand out.
+//
+//go:noinline
 func (h *htmlPage) fact(name, value, class string) {
-	h.put(`<div><dt>`, name, `</dt><dd`+classAttr(class)+`>`, value, "</dd></div>\n")
+	h.put("<div><dt>%</dt><dd class=\"%\">%</dd></div>\n", name, class, value)
 }
 
 // status writes the page.
 func (h *htmlPage) status(r *statusReport, refresh int) {
+	state, class := strings.ReplaceAll(r.State, "_", " "), "state"
+	if r.State != "ready" {
+		class = "state bad"
+	}
 	h.put("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">")
 	if refresh > 0 {
-		h.put(`<meta http-equiv="refresh" content="`, strconv.Itoa(refresh), `">`)
+		h.put(`<meta http-equiv="refresh" content="%">`, number(int64(refresh)))
 	}
-	h.put(`<title>`, r.Name+": "+strings.ReplaceAll(r.State, "_", " "), `</title><link rel="icon" href="data:,"><style>`+statusStyle+"</style></head>\n<body><header><h1>", r.Name, `</h1>`)
-	class := "state"
-	if r.State != "ready" {
-		class += " bad"
-	}
-	h.put(`<span class="`+class+`">`, strings.ReplaceAll(r.State, "_", " "), "</span></header>\n<main>\n")
+	h.put(`<title>%: %</title><link rel="icon" href="data:,"><style>`, r.Name, state)
+	h.put(statusStyle)
+	h.put("</style></head>\n<body><header><h1>%</h1><span class=\"%\">%</span></header>\n<main>\n", r.Name, class, state)
 	h.notes(r)
 	h.facts(r)
 	h.transfers(r)
 	h.sessions(r)
 	h.users(r)
 	h.recent(r)
-	h.put(`</main><footer><p>`)
+	next, text := "/?refresh=5", "refresh every 5 s"
 	if refresh > 0 {
-		h.put(`<a href="/">stop refreshing</a>`)
-	} else {
-		h.put(`<a href="/?refresh=5">refresh every 5 s</a>`)
+		next, text = "/", "stop refreshing"
 	}
-	h.put(` <a href="/?format=json">as JSON</a> <a href="/metrics">/metrics</a> <a href="/healthz">/healthz</a> <a href="/readyz">/readyz</a></p>`)
-	h.put(`<p><small>`, "As of "+r.Time+".", "</small></p></footer></body></html>\n")
+	h.put(`</main><footer><p><a href="%">%</a> <a href="/?format=json">as JSON</a> <a href="/metrics">/metrics</a> <a href="/healthz">/healthz</a> `+
+		"<a href=\"/readyz\">/readyz</a></p><p><small>As of %.</small></p></footer></body></html>\n", next, text, r.Time)
 }
 
 // notes are what wants somebody's attention.
 func (h *htmlPage) notes(r *statusReport) {
-	note := func(text string) { h.put(`<p class="note" role="status">`, text, "</p>\n") }
+	note := func(text, about string) {
+		h.put("<p class=\"note\" role=\"status\">%%</p>\n", text, about)
+	}
 	switch {
 	case r.State == "draining":
-		note("Draining: no new sessions are taken, and the daemon ends when those here have.")
+		note("Draining: no new sessions are taken, and the daemon ends when those here have.", "")
 	case r.Reason != "":
-		note("Not ready: " + r.Reason + ".")
+		note("Not ready: ", r.Reason)
 	}
 	if r.ConfigRefused != "" {
-		note("The last reload was refused, and the configuration before it is in use: " + r.ConfigRefused)
+		note("The last reload was refused, and the configuration before it is in use: ", r.ConfigRefused)
 	}
 	switch left := r.expires.Sub(r.now); {
 	case left <= 0:
-		note("The certificate has ended.")
+		note("The certificate has ended.", "")
 	case left < statusCertificate:
-		note("The certificate ends in " + progressTime(left) + ".")
+		note("The certificate ends in ", progressTime(left))
 	}
 	if r.Ports.Waiting > 0 {
-		note(fmt.Sprintf("%d %s for a passive port; make passive.ports larger.", r.Ports.Waiting, plural(r.Ports.Waiting, "session")+" wait"))
+		note("Sessions wait for a passive port; make passive.ports larger. They are ", number(int64(r.Ports.Waiting)))
 	}
 }
 
 func (h *htmlPage) facts(r *statusReport) {
+	alarm := func(yes bool, class string) string {
+		if yes {
+			return class
+		}
+		return ""
+	}
 	h.put("<dl>\n")
 	h.fact("Version", r.Version, "")
-	h.fact("Up for", progressTime(r.now.Sub(r.now.Add(-time.Duration(r.Uptime)*time.Second))), "")
-	h.fact("Sessions", strconv.Itoa(r.Open), "")
-	h.fact("Transfers", strconv.Itoa(r.Transfers), "")
-	if r.Commands > 0 {
-		h.fact("Commands running", strconv.Itoa(r.Commands), "")
-	}
-	if r.Hooks > 0 {
-		h.fact("on_upload waiting", strconv.Itoa(r.Hooks), "")
-	}
-	class := ""
-	if r.expires.Sub(r.now) < statusCertificate {
-		class = "bad"
-	}
-	h.fact("Certificate until", r.expires.UTC().Format("2006-01-02"), class)
-	if class = ""; r.ConfigRefused != "" {
-		class = "bad"
-	}
-	h.fact("Configuration of", r.loaded.UTC().Format("2006-01-02 15:04 UTC"), class)
+	h.fact("Up for", progressTime(time.Duration(r.Uptime)*time.Second), "")
+	h.fact("Sessions", number(int64(r.Open)), "")
+	h.fact("Transfers", number(int64(r.Transfers)), "")
+	h.fact("Commands", number(int64(r.Commands)), "")
+	h.fact("on_upload waits", number(int64(r.Hooks)), "")
+	h.fact("Certificate until", r.CertificateEnds[:min(len(r.CertificateEnds), len("2006-01-02"))], alarm(r.expires.Sub(r.now) < statusCertificate, "bad"))
+	h.fact("Configured", progressTime(r.now.Sub(r.loaded))+" ago", alarm(r.ConfigRefused != "", "bad"))
 	h.fact("Free for state", humanBytes(int64(r.StateFree)), "")
-	ports := strconv.Itoa(r.Ports.InUse) + " in use"
+	ports := number(int64(r.Ports.InUse))
 	if r.Ports.Size > 0 {
-		ports = fmt.Sprintf("%d of %d in use", r.Ports.InUse, r.Ports.Size)
+		ports += " of " + number(int64(r.Ports.Size))
 	}
-	h.fact("Passive ports", ports, "")
-	if class = ""; r.Bans > 0 {
-		class = "warn"
-	}
-	h.fact("Addresses banned", strconv.Itoa(r.Bans), class)
+	h.fact("Passive ports", ports, alarm(r.Ports.Waiting > 0, "bad"))
+	h.fact("Addresses banned", number(int64(r.Bans)), alarm(r.Bans > 0, "warn"))
 	h.put("</dl>\n")
 }
 
@@ -439,23 +430,21 @@ func (h *htmlPage) transfers(r *statusReport) {
 	}
 	h.table("transfers", "Transfers", "|File", "bar|Progress", "n|Rate")
 	for _, w := range r.Sessions[:r.moving] {
-		name := w.File
+		name, of, left := w.File, "", ""
 		if name == "" {
-			name = "session " + strconv.FormatUint(w.ID, 10)
+			name = "session " + number(int64(w.ID))
 		}
-		h.put(`<tr><th scope="row"><bdi>`, tail(name), `</bdi><small>`, strings.TrimSpace(w.Verb+" "+w.User), `</small></th><td class="bar">`)
-		h.bar("progress of "+tail(name), w.Bytes, w.Size, false)
-		text := humanBytes(w.Bytes)
 		if w.Size > 0 {
-			text += fmt.Sprintf(" of %s, %d %%", humanBytes(w.Size), int(percent(w.Bytes, w.Size)))
+			of = " of " + humanBytes(w.Size) + ", " + number(int64(percent(w.Bytes, w.Size))) + " %"
 		}
-		h.put(`<small>`, text, `</small></td><td class="n">`, humanBytes(w.Rate)+"/s")
-		if left := w.Size - w.Bytes; left > 0 && w.Rate > 0 {
-			h.put(`<small>`, progressTime(time.Duration(float64(left)/float64(w.Rate)*float64(time.Second)))+" left", `</small>`)
+		if more := w.Size - w.Bytes; more > 0 && w.Rate > 0 {
+			left = progressTime(time.Duration(float64(more)/float64(w.Rate)*float64(time.Second))) + " left"
 		}
-		h.put("</td></tr>\n")
+		h.put(`<tr><th scope="row"><bdi>%</bdi><small>% %</small></th><td class="bar">`, tail(name), w.Verb, w.User)
+		h.bar("progress of ", name, w.Bytes, w.Size, false)
+		h.put("<small>%%</small></td><td class=\"n\">%/s<small>%</small></td></tr>\n", humanBytes(w.Bytes), of, humanBytes(w.Rate), left)
 	}
-	h.endTable(r.Transfers - r.moving)
+	h.endTable(1, r.Transfers-r.moving, "")
 }
 
 func (h *htmlPage) sessions(r *statusReport) {
@@ -464,21 +453,14 @@ func (h *htmlPage) sessions(r *statusReport) {
 		if i < r.moving {
 			w.Doing = w.Verb // the rest is in Transfers
 		}
-		name := w.User
-		if !r.named {
-			name = "session " + strconv.FormatUint(w.ID, 10)
-		}
-		h.put(`<tr><th scope="row"><bdi>`, tail(name), `</bdi><small>`, "id "+strconv.FormatUint(w.ID, 10), `</small></th><td>`, w.Address, `<small>`, w.Protocol, `</small></td><td class="when">`)
+		h.put(`<tr><th scope="row"><bdi>%</bdi><small>id %</small></th><td>%<small>%</small></td><td class="when">`, w.User, number(int64(w.ID)), w.Address, w.Protocol)
 		since, _ := time.Parse(time.RFC3339, w.Since)
-		h.when(r.now, since, "")
-		h.put(`</td><td><bdi>`, tail(w.Doing), "</bdi></td></tr>\n")
+		h.when(r.now, since)
+		h.put("</td><td><bdi>%</bdi></td></tr>\n", tail(w.Doing))
 	}
-	if len(r.Sessions) == 0 {
-		h.put(`<tr><td colspan="4">Nobody is logged in.</td></tr>`)
-	}
-	h.endTable(r.MoreSess)
+	h.endTable(len(r.Sessions), r.MoreSess, "Nobody is logged in.")
 	if early := r.Open - len(r.Sessions) - r.MoreSess; early > 0 {
-		h.put(`<p>`, fmt.Sprintf("%d %s not logged in.", early, plural(early, "session")+" more, that"), "</p>\n")
+		h.put("<p>Not logged in yet: %.</p>\n", number(int64(early)))
 	}
 }
 
@@ -488,31 +470,28 @@ func (h *htmlPage) users(r *statusReport) {
 		return
 	}
 	h.table("users", "Users", "|User", "bar|Bytes", "bar|Files")
-	counting := false
-	used := func(label, user string, part, whole int64, text func(int64) string) {
-		if counting {
-			h.put(`<td class="bar"><small>`, "being counted", `</small></td>`)
-			return
-		}
-		h.put(`<td class="bar">`)
-		h.bar(label+" of "+user, part, whole, true)
-		words := text(part)
-		if whole > 0 {
-			words += " of " + text(whole)
-		}
-		h.put(`<small>`, words, `</small></td>`)
-	}
 	for _, u := range r.Users {
-		counting = u.Counting
-		h.put(`<tr><th scope="row"><bdi>`, tail(u.User), `</bdi></th>`)
-		used("bytes", u.User, u.UsedBytes, u.QuotaBytes, humanBytes)
-		used("files", u.User, u.UsedFiles, u.QuotaFiles, func(n int64) string { return strconv.FormatInt(n, 10) })
+		h.put(`<tr><th scope="row"><bdi>%</bdi></th>`, tail(u.User))
+		h.used("bytes of ", &u, u.UsedBytes, u.QuotaBytes, humanBytes)
+		h.used("files of ", &u, u.UsedFiles, u.QuotaFiles, number)
 		h.put("</tr>\n")
 	}
-	if len(r.Users) == 0 {
-		h.put(`<tr><td colspan="3">There are no users whose files are counted.</td></tr>`)
+	h.endTable(len(r.Users), r.MoreUsers, "There are no users whose files are counted.")
+}
+
+// used writes how much of a quota is used.
+func (h *htmlPage) used(label string, u *statusUser, part, whole int64, text func(int64) string) {
+	if u.Counting {
+		h.put(`<td class="bar"><small>being counted</small></td>`)
+		return
 	}
-	h.endTable(r.MoreUsers)
+	h.put(`<td class="bar">`)
+	h.bar(label, u.User, part, whole, true)
+	words := text(part)
+	if whole > 0 {
+		words += " of " + text(whole)
+	}
+	h.put(`<small>%</small></td>`, words)
 }
 
 func (h *htmlPage) recent(r *statusReport) {
@@ -523,11 +502,8 @@ func (h *htmlPage) recent(r *statusReport) {
 			class = "bad"
 		}
 		h.put(`<tr><td class="when">`)
-		h.when(r.now, e.at, "")
-		h.put(`</td><td><span class="`+class+`">`, e.Level, `</span> `, e.Message, `<small><bdi>`, e.Detail, `</bdi></small></td><td class="n">`, strconv.FormatUint(e.Count, 10), "</td></tr>\n")
+		h.when(r.now, e.at)
+		h.put("</td><td><span class=\"%\">%</span> %<small><bdi>%</bdi></small></td><td class=\"n\">%</td></tr>\n", class, e.Level, e.Message, e.Detail, number(int64(e.Count)))
 	}
-	if len(r.Recent) == 0 {
-		h.put(`<tr><td colspan="3">None since the start.</td></tr>`)
-	}
-	h.endTable(0)
+	h.endTable(len(r.Recent), 0, "None since the start.")
 }

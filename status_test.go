@@ -67,7 +67,7 @@ func TestStatusPageEscapes(t *testing.T) {
 	r := &statusReport{Name: hostile, Version: hostile, Time: jsonTime(now), State: "not_ready", Reason: hostile, ConfigRefused: hostile, named: true, now: now,
 		Sessions: []whoEntry{{ID: 1, User: hostile, Protocol: "ftp", Address: hostile, Doing: hostile, Verb: "STOR", File: hostile, Bytes: 5, Size: 3, Rate: 1}},
 		moving:   1, Transfers: 1, Open: 1, Users: []statusUser{{User: hostile, UsedBytes: 99, QuotaBytes: 100, UsedFiles: -1, QuotaFiles: 7}},
-		Recent: []statusRecent{{Level: "warn", Message: hostile, Detail: hostile, Count: 2, at: now}}}
+		Recent: []recentEvent{{Level: "warn", Message: hostile, Detail: hostile, Count: 2, at: now}}}
 	page := pageOf(r, 5)
 	checkPage(t, page)
 	if !strings.Contains(html.UnescapeString(page), "<script>alert(1)</script>") {
@@ -106,7 +106,7 @@ func TestStatusPage(t *testing.T) {
 		page := a.body.String()
 		checkPage(t, page)
 		for _, want := range []string{
-			`<meta name="viewport"`, `>ready</span>`, "a&lt;b&gt;.bin", "RETR ann", `<progress max="65536" value="`, " of 64.0 KiB, 50 %", "B/s<small>", " left</small>",
+			`<meta name="viewport"`, `>ready</span>`, "a&lt;b&gt;.bin", "RETR ann", `max="65536" value="`, " of 64.0 KiB, 50 %", "B/s<small>", " left</small>",
 			"964 KiB of 1.00 MiB", `<progress class="hot" max="1048576"`, "2 of 10", "disk on fire", "path=/dev/&lt;sda&gt;", "The last reload was refused",
 			"line 7 is wrong", testPeer.String(), "certificate not valid yet", // it is of 2026, and the bubble's year 2000
 		} {
@@ -225,7 +225,7 @@ func TestStatusJSONIsDocumented(t *testing.T) {
 			documented[m[1]] = true
 		}
 	}
-	for _, list := range []any{statusPorts{}, statusUser{Counting: true}, statusRecent{Detail: "x"}} {
+	for _, list := range []any{statusPorts{}, statusUser{Counting: true}, recentEvent{Detail: "x"}} {
 		var names map[string]any
 		if err := json.Unmarshal(encodeJSON(list), &names); err != nil {
 			t.Fatal(err)
@@ -257,8 +257,8 @@ func TestRecentLog(t *testing.T) {
 		log.With("user", "ann").Warn("login failed", "n", i)
 	}
 	all := recent.events.list()
-	if len(all) != 2 || all[0].msg != "login failed" || all[0].count != 1000 || all[0].detail != "user=ann n=999" || all[0].level != slog.LevelWarn ||
-		all[1].detail != `path="/a b" error="it \"burns\"" dur=1s` || all[1].count != 1 {
+	if len(all) != 2 || all[0].Message != "login failed" || all[0].Count != 1000 || all[0].Detail != "user=ann n=999" || all[0].Level != "warn" ||
+		all[1].Detail != `path="/a b" error="it \"burns\"" dur=1s` || all[1].Count != 1 {
 		t.Errorf("%+v", all)
 	}
 	if n := strings.Count(written.String(), "\n"); n != 1002 {
@@ -267,7 +267,7 @@ func TestRecentLog(t *testing.T) {
 	for i := range 3 * recentKept {
 		log.Warn(fmt.Sprint("message ", i), "long", strings.Repeat("é", 1000))
 	}
-	if all = recent.events.list(); len(all) != recentKept || all[0].msg != fmt.Sprint("message ", 3*recentKept-1) || len(all[0].detail) > recentText {
+	if all = recent.events.list(); len(all) != recentKept || all[0].Message != fmt.Sprint("message ", 3*recentKept-1) || len(all[0].Detail) > recentText {
 		t.Errorf("%d kept: %+v", len(all), all[0])
 	}
 }
