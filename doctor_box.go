@@ -100,6 +100,9 @@ func (d *doctor) advice(l level, check, text, more string) {
 // mistakes are errors that name file, line and what would be right.
 func (d *doctor) mistakes(check string, errs configErrors) {
 	for _, e := range errs {
+		if d.unseen(check, e.File, unix.Access(e.File, unix.R_OK)) {
+			continue // it is not wrong for who may read it
+		}
 		place := "edit " + shellQuote(e.File)
 		if e.Line > 0 {
 			place += "   line " + itoa(e.Line)
