@@ -394,7 +394,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 		return nil, fmt.Errorf("home: %w", err)
 	}
 	if fresh {
-		js.partials.know(spec.user, nil)
+		js.partials.know(spec.user, "")
 	}
 	j := &jail{home: t, key: key, set: js, rotate: spec.rotate, owner: jailOwner{name: spec.user, uid: uint32(os.Geteuid())}}
 	if js.ledger != nil && key.counted {

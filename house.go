@@ -103,7 +103,6 @@ type sweep struct {
 	shared       bool           // shares were walked too
 	truncated    bool           // there was more to do than the lists hold
 	markless     map[*tree]bool // trees whose disk keeps no marks of partials
-	procName     []byte
 	seen         int
 }
 

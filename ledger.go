@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,7 +121,7 @@ type ledgerEntry struct {
 	Bytes int64  `json:"bytes"`
 	Files int64  `json:"files"`
 	Exact bool   `json:"exact"`
-	// What interrupted uploads have left there, as partialsText writes it. Looked tells
+	// What interrupted uploads have left there, as partialSet.byUser writes it. Looked tells
 	// none from not known.
 	Looked   bool   `json:"looked,omitempty"`
 	Partials string `json:"partials,omitempty"`
@@ -229,11 +230,10 @@ func (l *ledger) save(homes map[string]string, clean bool) error {
 			a.mu.Lock()
 			if a.known {
 				e := ledgerEntry{Home: home, Inode: a.id.ino, Born: a.born, Bytes: a.bytes, Files: a.files, Exact: a.exact && a.inflight == quota{}}
-				if found, looked := partials[user]; looked {
-					others := byHome[home] // of users who share it
-					maps.Copy(found, parsePartials(others.Partials))
-					e.Looked, e.Partials = true, partialsText(found)
-				}
+				words, looked := partials[user]
+				words = append(words, strings.Fields(byHome[home].Partials)...) // of users who share it
+				slices.Sort(words)                                              // the same ones are the same ledger
+				e.Looked, e.Partials = looked || byHome[home].Looked, strings.Join(words, " ")
 				byHome[home] = e
 			}
 			a.mu.Unlock()
@@ -360,7 +360,7 @@ func (l *ledger) open(user, home string, id fileID, born int64, fresh bool) *bal
 			a.known, a.bytes, a.files = true, e.Bytes, e.Files
 			a.exact = l.clean && e.Exact
 			if e.Looked && l.clean {
-				l.partials.know(user, parsePartials(e.Partials))
+				l.partials.know(user, e.Partials)
 			}
 		}
 		l.homes[id] = a

@@ -157,7 +157,7 @@ type metricSources struct {
 	HashQueue         func() int   // logins that wait for a password hash
 	DigestQueue       func() int   // requests that wait to compute a digest
 	Staging           func() int64 // bytes in uploads under way
-	Draining          func() bool
+	Draining          func() int   // 1: it is on its way down
 }
 
 // newMetrics makes the metrics of one daemon on a registry of their own. The
@@ -533,10 +533,21 @@ func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(float64(t.Unix()), "berth_certificate_expiry_timestamp_seconds", "When the TLS certificate ends, as Unix time.")
 		}
 	})
-	ask("berth_on_upload_queue", src.UploadHooks != nil, func() {
-		gauge(float64(src.UploadHooks()), "berth_on_upload_queue", "Uploads whose on_upload command has yet to succeed.")
+	for _, g := range [...]struct {
+		name, help string
+		value      func() int
+	}{
+		{"berth_on_upload_queue", "Uploads whose on_upload command has yet to succeed.", src.UploadHooks},
+		{"berth_bans", "Addresses banned now after failed logins.", src.Bans},
+		{"berth_password_hash_queue", "Logins that wait for their password hash.", src.HashQueue},
+		{"berth_digest_queue", "Requests that wait to compute a file's digest.", src.DigestQueue},
+		{"berth_draining", "Whether the daemon is on its way down and takes no sessions (1).", src.Draining},
+	} {
+		ask(g.name, g.value != nil, func() { gauge(float64(g.value()), g.name, g.help) })
+	}
+	ask("berth_staging_bytes", src.Staging != nil, func() {
+		gauge(float64(src.Staging()), "berth_staging_bytes", "Bytes of uploads under way, which have no name yet.")
 	})
-	ask("berth_bans", src.Bans != nil, func() { gauge(float64(src.Bans()), "berth_bans", "Addresses banned now after failed logins.") })
 	ask("berth_passive_ports", src.Passive != nil, func() {
 		p := src.Passive()
 		if p.Size > 0 { // else any port will do, and a share of them means nothing
@@ -563,22 +574,6 @@ func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
 		for state, n := range map[string]int{"known": h.Known, "scanning": h.Scanning, "unknown": h.Unknown} {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), state)
 		}
-	})
-	ask("berth_password_hash_queue", src.HashQueue != nil, func() {
-		gauge(float64(src.HashQueue()), "berth_password_hash_queue", "Logins that wait for their password hash.")
-	})
-	ask("berth_digest_queue", src.DigestQueue != nil, func() {
-		gauge(float64(src.DigestQueue()), "berth_digest_queue", "Requests that wait to compute a file's digest.")
-	})
-	ask("berth_staging_bytes", src.Staging != nil, func() {
-		gauge(float64(src.Staging()), "berth_staging_bytes", "Bytes of uploads under way, which have no name yet.")
-	})
-	ask("berth_draining", src.Draining != nil, func() {
-		v := 0.0
-		if src.Draining() {
-			v = 1
-		}
-		gauge(v, "berth_draining", "Whether the daemon is on its way down and takes no sessions (1).")
 	})
 }
 

@@ -58,7 +58,7 @@ func allSources() metricSources {
 		HashQueue:   func() int { return 8 },
 		DigestQueue: func() int { return 9 },
 		Staging:     func() int64 { return 1 << 20 },
-		Draining:    func() bool { return true },
+		Draining:    func() int { return 1 },
 	}
 }
 

@@ -8,13 +8,11 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,13 +76,22 @@ func (p *partialSet) remove(id fileID) {
 	}
 }
 
-// know takes over what is known of a user's home from the last run, or that it is new.
-func (p *partialSet) know(user string, found map[fileID]int64) {
+// know takes over what the ledger has kept of a user's home since the last run, or that
+// the home is new.
+func (p *partialSet) know(user, kept string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.looked[user] = true
-	for id, sec := range found {
-		p.put(id, partialFile{user: user, sec: sec})
+	for _, word := range strings.Fields(kept) {
+		var n [3]uint64
+		var err error
+		parts := strings.SplitN(word, ":", len(n))
+		for i := 0; i < len(parts) && err == nil; i++ {
+			n[i], err = strconv.ParseUint(parts[i], 10, 63)
+		}
+		if err == nil && len(parts) == len(n) {
+			p.put(fileID{n[0], n[1]}, partialFile{user: user, sec: int64(n[2])})
+		}
 	}
 }
 
@@ -118,17 +125,18 @@ func (p *partialSet) walk(user string) (done func(found map[fileID]int64)) {
 	}
 }
 
-// byUser is what is known, for the ledger: an entry for each user whose home was looked at.
-func (p *partialSet) byUser() map[string]map[fileID]int64 {
+// byUser is what is known, as the ledger keeps it: device, inode and time of each file,
+// and nothing but the user where there is none.
+func (p *partialSet) byUser() map[string][]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make(map[string]map[fileID]int64, len(p.looked))
+	all := make(map[string][]string, len(p.looked))
 	for user := range p.looked {
-		all[user] = map[fileID]int64{}
+		all[user] = nil
 	}
 	for id, f := range p.files {
-		if of := all[f.user]; of != nil {
-			of[id] = f.sec
+		if words, looked := all[f.user]; looked {
+			all[f.user] = append(words, fmt.Sprintf("%d:%d:%d", id.dev, id.ino, f.sec))
 		}
 	}
 	return all
@@ -158,47 +166,19 @@ func (p *partialSet) report(isUser func(name string) bool) (n int, oldest time.T
 	return n, time.Unix(first, 0), len(p.looked) > 0
 }
 
-// partialsText is partials as the ledger keeps them: device, inode and time of each.
-func partialsText(found map[fileID]int64) string {
-	var words []string
-	for id, sec := range found {
-		words = append(words, fmt.Sprintf("%d:%d:%d", id.dev, id.ino, sec))
-	}
-	slices.Sort(words) // the same ones are the same file
-	return strings.Join(words, " ")
-}
-
-func parsePartials(text string) map[fileID]int64 {
-	found := map[fileID]int64{}
-	for _, word := range strings.Fields(text) {
-		var id fileID
-		var sec int64
-		if _, err := fmt.Sscanf(word, "%d:%d:%d", &id.dev, &id.ino, &sec); err == nil {
-			found[id] = sec
-		}
-	}
-	return found
-}
-
 // marked tells whether a name is a marked partial, without opening it: that would cost
 // a sweep more than all else. On a disk that knows no marks it is asked once.
 func (s *sweep) marked(t *tree, dir int, name string) bool {
 	if s.markless[t] {
 		return false
 	}
-	s.procName = append(strconv.AppendInt(append(s.procName[:0], "/proc/self/fd/"...), int64(dir), 10), '/')
-	s.procName = append(append(s.procName, name...), 0)
 	var b [1]byte
-	_, _, e := unix.Syscall6(unix.SYS_LGETXATTR, uintptr(unsafe.Pointer(&s.procName[0])), uintptr(unsafe.Pointer(&partialXattrC[0])),
-		uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
+	_, e := unix.Lgetxattr("/proc/self/fd/"+strconv.Itoa(dir)+"/"+name, partialXattr, b[:])
 	if e == unix.ENOTSUP {
 		if s.markless == nil {
 			s.markless = map[*tree]bool{}
 		}
 		s.markless[t] = true
 	}
-	return e == 0
+	return e == nil
 }
-
-// partialXattrC is the name of the mark as the kernel takes it.
-var partialXattrC = append([]byte(partialXattr), 0)

@@ -71,8 +71,9 @@ type server struct {
 	quick       quickPoll
 	hashing     chan struct{} // a place each for digests computed at once
 	digestQueue atomic.Int32  // requests that wait for one
-	lookUsers   patientLook[struct{}]
-	lookFree    patientLook[freeSpace]
+	lookUsers   patientLook
+	lookFree    patientLook
+	free        atomic.Pointer[freeSpace] // what lookFree has found
 	chat        chat
 	lessons     lessons
 	ctx         context.Context // ends when the server does

@@ -20,16 +20,16 @@ const lookPatience = 200 * time.Millisecond
 // A patientLook asks a disk that may not answer, on a goroutine that can be left
 // behind. There is one for each question, and never a second one as long as the first
 // has not ended; so a disk that hangs costs one goroutine and one wait.
-type patientLook[T any] struct {
+type patientLook struct {
 	mu      sync.Mutex
 	running chan struct{} // closed when it has ended; nil: none runs
 	since   time.Time
-	result  T // of the last one that ended
+	result  error // of the last one that ended
 }
 
 // do runs look and waits for it, or for the one that runs already, until that has
 // taken lookPatience. done is false if it has not ended then.
-func (p *patientLook[T]) do(look func() T) (result T, done bool) {
+func (p *patientLook) do(look func() error) (result error, done bool) {
 	p.mu.Lock()
 	if p.running == nil {
 		p.running, p.since = make(chan struct{}), time.Now()
@@ -73,13 +73,18 @@ func (s *server) metricSources(cfg *config) metricSources {
 		HashQueue:         func() int { return s.auth.waiting() },
 		DigestQueue:       func() int { return int(s.digestQueue.Load()) },
 		Staging:           s.jails.staged.Load,
-		Draining:          func() bool { return s.drainAt.Load() != 0 },
+		Draining: func() int {
+			if s.drainAt.Load() != 0 {
+				return 1
+			}
+			return 0
+		},
 	}
 }
 
 // usage is what the quota metrics show: every user whose files are counted, by name.
 func (s *server) usage() []userUsage {
-	s.lookUsers.do(func() struct{} { s.users.refresh(); return struct{}{} }) // else who is new is known at his login, or in a minute
+	s.lookUsers.do(func() error { s.users.refresh(); return nil }) // else who is new is known at his login, or in a minute
 	var all []userUsage
 	for _, u := range s.users.current.Load().sorted() {
 		if u.Quota == "filesystem" {
@@ -129,6 +134,7 @@ func (s *server) homeStates() (n homeStates) {
 	return n
 }
 
+// freeSpace is what is known of the state directory's disk.
 type freeSpace struct {
 	bytes    uint64
 	err      error
@@ -139,12 +145,17 @@ var errNoAnswer = errors.New("the disk does not answer")
 
 // lookState looks at the state directory; done is false if its disk hangs.
 func (s *server) lookState() (free freeSpace, done bool) {
-	return s.lookFree.do(func() (f freeSpace) {
+	if _, done = s.lookFree.do(func() error {
 		dir := s.config().Server.StateDir
+		f := new(freeSpace)
 		f.bytes, f.err = freeBytes(dir)
 		f.readOnly = unix.Access(dir, unix.W_OK|unix.X_OK) // which writes nothing
-		return f
-	})
+		s.free.Store(f)
+		return nil
+	}); done {
+		free = *s.free.Load()
+	}
+	return free, done
 }
 
 // stateFree is how much may be written where the state directory is.
