@@ -443,7 +443,7 @@ func (m *metrics) configReloaded(ok bool) {
 		return
 	}
 	m.reloadSuccess.Set(1)
-	m.reloadTimestamp.Set(float64(time.Now().Unix()))
+	m.reloadTimestamp.SetToCurrentTime()
 }
 
 // metricLabel makes a name from a configuration file fit to be a label value;
