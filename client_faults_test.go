@@ -327,6 +327,7 @@ func newFaultWorld(t *testing.T, config, user string) *faultWorld {
 	faultAlone(t)
 	w := &faultWorld{t: t, b: newFTPBox(t, config+faultListen, "sessions = 400\n"+user), dir: t.TempDir()}
 	w.addr = w.b.serveReal(t)[0].String()
+	waitUntil(t, "the home to be locked", w.b.holdsHome) // and that is open as long as berth runs
 	noLeaks(t)
 	return w
 }

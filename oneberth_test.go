@@ -497,3 +497,18 @@ func spin(n int) {
 		_ = time.Now()
 	}
 }
+
+// holdsHome tells whether the housekeeper has come to lock a home.
+func (b *ftpBox) holdsHome() bool {
+	l := b.srv.jails.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.held {
+		select {
+		case <-h.tried:
+			return true
+		default:
+		}
+	}
+	return false
+}
