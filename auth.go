@@ -21,7 +21,6 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -113,7 +112,7 @@ type authenticator struct {
 
 	rememberKey [sha256.Size]byte // of this process
 
-	mu         sync.Mutex // guards what follows; never held while hashing, waiting or logging
+	mu         mutex // guards what follows; never held while hashing, waiting or logging
 	limits     limitsConfig
 	remembered recentMap[[sha256.Size]byte, time.Time]
 	computing  map[[sha256.Size]byte]*hashResult // by name, stored hash and password

@@ -10,7 +10,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unicode"
@@ -29,7 +28,7 @@ const (
 
 // chat keeps the last messages for those who ask, and hands each to those who listen.
 type chat struct {
-	mu        sync.Mutex
+	mu        mutex
 	said      []message // oldest first, at most chatKept
 	last      uint64
 	listeners map[*listener]struct{}

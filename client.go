@@ -257,12 +257,12 @@ type remote struct {
 	silence time.Duration
 	welcome remoteAnswer
 
-	turn sync.Mutex // held from a request to the end of the data behind it; before wmu
-	wmu  sync.Mutex // guards out; before mu
+	turn mutex // held from a request to the end of the data behind it; before wmu
+	wmu  mutex // guards out; before mu
 	out  *bufio.Writer
 	asks bool // guarded by wmu: what is written asks for a sign of life, and is none
 
-	mu      sync.Mutex
+	mu      mutex
 	calls   []*remoteCall  // sent, without final answer
 	err     error          // why there is no connection any more
 	message func(p []byte) // M; nil: nobody wants it

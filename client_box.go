@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,10 +35,10 @@ type box struct {
 	silence time.Duration
 	ctx     context.Context
 
-	mu       sync.Mutex // one login at a time
-	password *string    // that was good
+	mu       mutex   // one login at a time
+	password *string // that was good
 
-	fmu   sync.Mutex // one first connection at a time; before mu
+	fmu   mutex // one first connection at a time; before mu
 	first *remote
 }
 

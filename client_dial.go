@@ -15,7 +15,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -232,8 +231,8 @@ type batchConn struct {
 	net.Conn
 	in *bufio.Reader
 
-	mu   sync.Mutex // TLS writes for its reader, too: alerts and new keys
-	held bool       // what is written waits
+	mu   mutex // TLS writes for its reader, too: alerts and new keys
+	held bool  // what is written waits
 	out  []byte
 }
 

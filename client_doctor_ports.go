@@ -113,7 +113,7 @@ func (f *farBox) scan(states map[uint16]portState) {
 	if !f.inv.on("all-ports") {
 		step = (n + farPorts - 1) / farPorts
 	}
-	var mu sync.Mutex
+	var mu mutex
 	var dials sync.WaitGroup
 	next := 0
 	for range farParallel {

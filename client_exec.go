@@ -99,8 +99,8 @@ type execution struct {
 
 	patience time.Duration // signalTaken
 
-	mu    sync.Mutex // held while stdin is sent
-	ended bool       // nothing is to be sent any more
+	mu    mutex // held while stdin is sent
+	ended bool  // nothing is to be sent any more
 }
 
 // execOutput is a piece of output, in a buffer of copyBuffers.

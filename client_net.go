@@ -410,7 +410,7 @@ type pinging struct {
 	name string
 	send func(payload string) error
 
-	mu   sync.Mutex // guards what follows
+	mu   mutex // guards what follows
 	out  map[string]pingSent
 	got  []time.Duration
 	news chan struct{} // something came

@@ -17,7 +17,6 @@ import (
 	"os/signal"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -80,7 +79,7 @@ type progress struct {
 
 	// out is held during a write, which may take for ever. It guards the fields
 	// up to mu and is taken before mu.
-	out       sync.Mutex
+	out       mutex
 	drawn     []string // the lines on the screen; the cursor is at the start of the row below
 	drawnCols int
 	text      []byte // what is written, kept for its memory
@@ -88,12 +87,12 @@ type progress struct {
 	// told is held while a finished line is written, for which the file that ended
 	// waits, as any writer does. It is out if both go to the same place, and else
 	// another, so that a terminal does not hold up a log. It guards failed.
-	told   *sync.Mutex
+	told   *mutex
 	failed error // of the first write to lines that went wrong
 
 	// mu is never held during a write, so that a terminal that takes nothing
 	// does not stop a transfer. It guards everything below.
-	mu       sync.Mutex
+	mu       mutex
 	live     bool // between start and stop, if there are bars
 	stopped  bool
 	took     time.Duration // from newProgress to stop
@@ -155,7 +154,7 @@ func newProgress(o progressOptions) *progress {
 	default:
 		p.lines = o.stdout
 	}
-	p.told = new(sync.Mutex)
+	p.told = new(mutex)
 	if p.lines == p.stderr {
 		p.told = &p.out
 	}

@@ -101,7 +101,7 @@ type shell struct {
 	conn   *remote     // that was used last
 	prompt *linePrompt // nil: lines come from no person
 
-	mu       sync.Mutex
+	mu       mutex
 	busy     bool                    // a word is being done
 	own      bool                    // it sees to signals itself
 	cancel   context.CancelCauseFunc // ends it; nil: there is nothing to end

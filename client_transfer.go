@@ -114,7 +114,7 @@ type engine struct {
 	chunk   int // that moves at once under it
 	workers sync.WaitGroup
 
-	mu      sync.Mutex
+	mu      mutex
 	changed sync.Cond
 	queue   []*transferJob
 	full    bool  // no more jobs will come

@@ -49,7 +49,7 @@ func terminalSizeOf(files ...*os.File) (size terminalSize) {
 type rawTerminal struct {
 	fd int
 
-	mu   sync.Mutex
+	mu   mutex
 	was  *term.State // nil: it has been given back
 	over bool        // for good
 }
@@ -172,7 +172,7 @@ type linePrompt struct {
 	line *term.Terminal
 
 	raw     *rawTerminal // while a line is read; guarded by mu
-	mu      sync.Mutex
+	mu      mutex
 	pending []byte // read, and not handed on
 	escape  bool   // an escape sequence has begun
 	ctrlC   bool   // the line that is read was given up

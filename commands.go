@@ -481,8 +481,8 @@ type stdinQueue struct {
 	more   chan struct{} // there is something to read, or the end of it
 	room   chan struct{} // there is room again
 
-	mu   sync.Mutex // guards what follows
-	held []byte     // from read on
+	mu   mutex  // guards what follows
+	held []byte // from read on
 	read int
 	end  bool
 }

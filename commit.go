@@ -37,7 +37,7 @@ const (
 
 // syncGroups has one group for each file system with durable uploads on it.
 type syncGroups struct {
-	mu     sync.Mutex
+	mu     mutex
 	groups map[uint64]*syncGroup // by device
 }
 
@@ -48,7 +48,7 @@ type syncGroup struct {
 	refs  int          // uploads that may come to wait; guarded by syncGroups.mu
 	dirty atomic.Int64 // bytes they have written
 
-	mu      sync.Mutex
+	mu      mutex
 	waiting []*syncWait
 	leading bool          // somebody flushes, or is about to
 	expect  int           // how many were there at the last flush

@@ -17,7 +17,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -125,7 +124,7 @@ type quickSocket struct {
 	fd    int
 	quick *quickPoll
 
-	mu       sync.Mutex // guards what follows
+	mu       mutex // guards what follows
 	deadline time.Time
 	file     *os.File // known to the poller
 }
@@ -451,7 +450,7 @@ type transfer struct {
 
 	fillBy time.Time // see filling; zero: nothing waits for more
 
-	mu      sync.Mutex
+	mu      mutex
 	why     error // set by cancel
 	closing bool
 	unblock func(time.Time) error // SetDeadline of whatever is waited for

@@ -275,7 +275,7 @@ type child struct {
 
 	over    chan struct{} // closed when the output passes the limit
 	overOne sync.Once
-	passing sync.Mutex  // held while output is called
+	passing mutex       // held while output is called
 	left    int64       // of the limit; under passing
 	out     int64       // passed on; under passing
 	broken  bool        // output failed; under passing

@@ -42,7 +42,7 @@ type follower struct {
 	told  int64 // what follow has made known
 	guard func(end func())
 
-	mu      sync.Mutex
+	mu      mutex
 	changed sync.Cond
 	target  int64
 	blocks  []hashBlock

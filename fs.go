@@ -281,7 +281,7 @@ type jailSpec struct {
 // It also has what changes of names agree on across jails, which may overlap:
 // two users can have one home, and a share shows in many.
 type jailSet struct {
-	mu      sync.Mutex
+	mu      mutex
 	open    map[jailKey]*jail
 	openat2 bool
 
@@ -309,9 +309,9 @@ type jailSet struct {
 	staged atomic.Int64 // bytes in the staging files of running uploads
 
 	seed  maphash.Seed
-	names [nameLocks]sync.Mutex // by name: held from the look at it to the change
+	names [nameLocks]mutex // by name: held from the look at it to the change
 
-	useMu  sync.Mutex
+	useMu  mutex
 	inUse  map[fileID]int      // files that are being read or replaced: never rotated away
 	claims map[fileID]bool     // of these, whose room is promised to the upload that replaces it
 	live   map[string]struct{} // staging files of this process

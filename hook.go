@@ -25,7 +25,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -175,7 +174,7 @@ type hookQueue struct {
 	folder *os.File      // dir, to sync it
 	wake   chan struct{} // something may have become due
 
-	mu    sync.Mutex // guards what follows, the lanes and their entries; not held for I/O
+	mu    mutex // guards what follows, the lanes and their entries; not held for I/O
 	lanes map[string]*hookLane
 	count map[string]int // events of each user, with those on their way to the disk
 	total int            // the sum of count

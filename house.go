@@ -330,7 +330,7 @@ type housekeeper struct {
 	done  chan struct{} // closed when run has returned
 	busy  atomic.Int32  // active, for those who are not the loop
 
-	mu         sync.Mutex
+	mu         mutex
 	due        map[string]time.Time     // by user: when his home is to be swept
 	urgent     map[string]bool          // users whose first sweep somebody may wait for
 	rotations  map[fileID]*rotation     // by home

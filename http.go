@@ -220,7 +220,7 @@ type httpServer struct {
 	secure   func() *tls.Config // what each connection's handshake needs; nil: none is made
 	log      *slog.Logger
 
-	mu      sync.Mutex // guards what follows and the fields of its connections
+	mu      mutex // guards what follows and the fields of its connections
 	conns   map[*httpConn]struct{}
 	closing bool
 	running sync.WaitGroup // one for each connection; added to while not closing

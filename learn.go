@@ -18,7 +18,6 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -38,7 +37,7 @@ const (
 type lessons struct {
 	active atomic.Int32 // looked at for each session and line
 
-	mu    sync.Mutex // guards what follows, and what is in each of them
+	mu    mutex // guards what follows, and what is in each of them
 	list  []*lesson
 	early []earlyTape
 }

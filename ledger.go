@@ -78,9 +78,9 @@ type ledger struct {
 
 	begun   sync.Once
 	noLocks sync.Once
-	writing sync.Mutex // held while the file is written
+	writing mutex // held while the file is written
 
-	mu       sync.Mutex
+	mu       mutex
 	partials *partialSet // kept with the balances, as of the homes of those who have one
 	homes    map[fileID]*balance
 	users    map[string]*balance
@@ -96,7 +96,7 @@ type balance struct {
 	id   fileID
 	born int64
 
-	mu           sync.Mutex
+	mu           mutex
 	bytes, files int64
 	// Of these, what is reserved and not yet below a name that a count of the disk
 	// looks at: staging files, and directories about to be made.

@@ -82,7 +82,7 @@ func (s *server) live(ready func()) int {
 // go-systemd's SdNotify does not do: a daemon that has no descriptors left is well,
 // and must be able to say so.
 type notifier struct {
-	mu   sync.Mutex
+	mu   mutex
 	conn net.Conn
 }
 
@@ -614,7 +614,7 @@ type probes struct {
 	pending atomic.Int32
 	short   atomic.Int64 // when accept(2) last had no descriptor or memory, since the server began; 0: never
 
-	mu      sync.Mutex
+	mu      mutex
 	waiting map[string]chan struct{}
 }
 

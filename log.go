@@ -19,7 +19,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -295,14 +294,14 @@ type journalOut struct {
 	full   atomic.Bool  // the last record waited in vain
 	lost   atomic.Int64 // records that went nowhere, and nobody was told
 
-	mu    sync.Mutex // guards what follows; never held while anything waits
+	mu    mutex // guards what follows; never held while anything waits
 	line  bytes.Buffer
 	fd    int  // -1: none yet
 	ready bool // it is connected
 	next  time.Time
 
-	printing sync.Mutex // held while w is written to; guards torn
-	torn     bool       // the last line on w has no end
+	printing mutex // held while w is written to; guards torn
+	torn     bool  // the last line on w has no end
 }
 
 // write gives a record to the journal, or else its line to w. What neither takes is
@@ -474,7 +473,7 @@ func strangerKind(r *slog.Record) string {
 // A logLimit is what all handlers of one logger share. It has no goroutine: a timer
 // runs while something was left out that nobody was told of.
 type logLimit struct {
-	mu      sync.Mutex // guards what follows; never held while a line is written
+	mu      mutex // guards what follows; never held while a line is written
 	rate    int
 	kinds   map[string]*limitedKind // as many as strangerKind knows
 	telling *time.Timer             // nil: nothing to tell

@@ -62,7 +62,7 @@ type metrics struct {
 	src      metricSources
 	// Whose name is a label now, so that it can be taken back when he is removed.
 	// Not used where names are no labels.
-	namedMu sync.Mutex
+	namedMu mutex
 	named   map[string]struct{}
 	// The Go and process collectors cost more to make than all the rest
 	// together, so the first scrape makes them and not the start.
@@ -456,7 +456,7 @@ func metricLabel(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 type pairCounter struct {
 	vec   *prometheus.CounterVec
 	known atomic.Pointer[map[[2]string]prometheus.Counter]
-	grow  sync.Mutex // held to replace known
+	grow  mutex // held to replace known
 }
 
 func (p *pairCounter) inc(a, b string) {

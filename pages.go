@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -45,9 +44,9 @@ type pages struct {
 	making  chan struct{} // a place each for status pages under way
 	within  time.Duration // healthWithin
 
-	mu           sync.Mutex // guards what follows, and is held while the listeners are tried
-	healthAt     time.Time  // when they were
-	health       string     // what /healthz says
+	mu           mutex     // guards what follows, and is held while the listeners are tried
+	healthAt     time.Time // when they were
+	health       string    // what /healthz says
 	healthStatus int
 }
 

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +25,7 @@ type partialSet struct {
 	n     atomic.Int64 // len(files), and
 	walks atomic.Int64 // sweeps that run: most changes of names need no lock
 
-	mu     sync.Mutex
+	mu     mutex
 	files  map[fileID]partialFile
 	looked map[string]bool // users whose home was walked, or made by berth
 	since  uint64          // how many changes there were; sweeps compare

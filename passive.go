@@ -201,7 +201,7 @@ type sharedListener interface {
 type sharedPorts struct {
 	running sync.WaitGroup // a goroutine for each open port
 
-	mu     sync.Mutex // guards what follows, and all ports and reservations; held for moments
+	mu     mutex // guards what follows, and all ports and reservations; held for moments
 	closed bool
 	tied   bool // close is called when the server ends
 	open   map[netip.AddrPort]*sharedPort

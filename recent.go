@@ -11,7 +11,6 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 )
@@ -36,7 +35,7 @@ type recentEvent struct {
 
 // recentEvents are the last of each message.
 type recentEvents struct {
-	mu  sync.Mutex
+	mu  mutex
 	all []*recentEvent // at most recentKept, in no order
 }
 

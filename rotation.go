@@ -7,7 +7,6 @@ package main
 import (
 	"container/heap"
 	"errors"
-	"sync"
 	"time"
 )
 
@@ -15,7 +14,7 @@ var errNothingOld = errors.New("no old file that could make room")
 
 // A rotation has what is known of a home's oldest files, oldest first.
 type rotation struct {
-	mu   sync.Mutex // held while room is made
+	mu   mutex // held while room is made
 	list []found
 	used time.Time
 

@@ -113,7 +113,7 @@ func runnerLaunch(ctx context.Context, path string, p program, pio programIO) pr
 // runnerCall is one command that the runner runs.
 type runnerCall struct {
 	conn net.Conn
-	mu   sync.Mutex // guards writes
+	mu   mutex // guards writes
 }
 
 func (r *runnerCall) send(t frameType, payload []byte) error {

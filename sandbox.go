@@ -26,7 +26,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -331,7 +330,7 @@ type mountGate struct {
 	log   *slog.Logger
 	owner bool // may have one as it is; else within a user namespace
 
-	mu   sync.Mutex
+	mu   mutex
 	shut time.Time // until then no command tries
 	said string    // why, as it was logged last
 }

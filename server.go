@@ -97,10 +97,10 @@ type server struct {
 	logLimit    *limitHandler // nil: everything is logged
 	transferLog *transferLog  // nil: there is none
 
-	reloading sync.Mutex // one reload at a time; guards told
-	told      []*user    // the users that the log knows of
+	reloading mutex   // one reload at a time; guards told
+	told      []*user // the users that the log knows of
 
-	mu       sync.Mutex // guards what follows; held for moments only
+	mu       mutex // guards what follows; held for moments only
 	sessions map[uint64]*session
 	byAddr   map[netip.Addr]int
 	byUID    map[uint32]int // on the local socket

@@ -17,7 +17,6 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -116,13 +115,13 @@ type session struct {
 	violation error    // what came during a request and cannot be
 	idleAt    time.Time
 
-	patient bool       // replies may take as long as the client likes; guarded by wmu
-	wmu     sync.Mutex // guards out, outErr and away; held while replies are sent
+	patient bool  // replies may take as long as the client likes; guarded by wmu
+	wmu     mutex // guards out, outErr and away; held while replies are sent
 	out     []byte
 	outErr  error
 	away    time.Duration // of the running command: what elsewhere has taken
 
-	mu       sync.Mutex // guards what follows; never held while anything blocks
+	mu       mutex // guards what follows; never held while anything blocks
 	verb     string
 	restedAt time.Time // when the last verb was done; zero: there was none
 	xfer     *transfer

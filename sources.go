@@ -7,7 +7,6 @@ package main
 
 import (
 	"errors"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +20,7 @@ const lookPatience = 200 * time.Millisecond
 // behind. There is one for each question, and never a second one as long as the first
 // has not ended; so a disk that hangs costs one goroutine and one wait.
 type patientLook struct {
-	mu      sync.Mutex
+	mu      mutex
 	running chan struct{} // closed when it has ended; nil: none runs
 	since   time.Time
 	result  error // of the last one that ended

@@ -81,7 +81,7 @@ type tlsKeeper struct {
 	checked atomic.Int64 // time since born of the last look at the files
 	now     atomic.Pointer[tlsMaterial]
 
-	loading sync.Mutex  // held while files are read; never with mu
+	loading mutex       // held while files are read; never with mu
 	refused [3]tlsStamp // the files last complained of; by loading
 
 	mu   sync.RWMutex

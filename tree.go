@@ -48,7 +48,7 @@ type kinship struct {
 	// children that are not known for strays holds it for writing.
 	starting sync.RWMutex
 
-	mu      sync.Mutex // guards what follows; held for no system call
+	mu      mutex // guards what follows; held for no system call
 	leaders map[int]*child
 	numbers map[uint64]*child
 	last    uint64

@@ -22,7 +22,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -359,9 +358,9 @@ type users struct {
 
 	current atomic.Pointer[userSet] // replaced whole, never changed
 
-	mu         sync.Mutex // held while files are read and current is replaced
-	dirStamp   fileStamp  // of dir before it was last listed
-	dirProblem string     // the last trouble with dir itself, so that it is logged once
+	mu         mutex     // held while files are read and current is replaced
+	dirStamp   fileStamp // of dir before it was last listed
+	dirProblem string    // the last trouble with dir itself, so that it is logged once
 }
 
 // userSet is what the registry knows at one time.
