@@ -172,7 +172,7 @@ func (inv *invocation) localSocket() (string, error) {
 	case cfg == nil || len(errs) > 0 && len(cfg.Listen.Local) == 0:
 		cfg = defaultConfig()
 	case len(cfg.Listen.Local) == 0:
-		return "", fmt.Errorf("listen.local is empty in %s, and that is where the operator is heard; write local = [\"/run/berth/berth.sock\"] and restart", inv.str("config"))
+		return "", errorf("listen.local is empty in %s, and that is where the operator is heard; write local = [\"/run/berth/berth.sock\"] and restart", inv.str("config"))
 	}
 	return cfg.Listen.Local[0], nil
 }

@@ -35,7 +35,7 @@ func aWatchInterval(value string) error {
 	}
 	var d duration
 	if d.UnmarshalText([]byte(value)); d.std() < watchLeast || d.std() > watchMost {
-		return fmt.Errorf("%s is not between %v and %v", value, watchLeast, watchMost)
+		return errorf("%s is not between %v and %v", value, watchLeast, watchMost)
 	}
 	return nil
 }
@@ -78,7 +78,7 @@ func (d *daemonLink) who(print func(line []byte) error) (all []whoEntry, err err
 		print = func(line []byte) error {
 			var e whoEntry
 			if err := json.Unmarshal(line, &e); err != nil {
-				return fmt.Errorf("the daemon's answer: %w", err)
+				return errorf("the daemon's answer: %w", err)
 			}
 			all = append(all, e)
 			return nil

@@ -351,7 +351,7 @@ func (c *remote) begin(q remoteRequest, h remoteHandlers) (*remoteCall, error) {
 func (c *remote) beginTurn(q remoteRequest, h remoteHandlers) (*remoteCall, error) {
 	payload := q.encode()
 	if len(payload) > maxFrame {
-		return nil, fmt.Errorf("what %s is asked for is longer than %d bytes", c.host, maxFrame)
+		return nil, errorf("what %s is asked for is longer than %d bytes", c.host, maxFrame)
 	}
 	k := &remoteCall{h: h, done: make(chan struct{})}
 	c.wmu.Lock() // so that calls are in the order of the wire
@@ -407,7 +407,7 @@ func (c *remote) lines(q remoteRequest, each func(line []byte) error) (*remoteAn
 		for len(p) > 0 {
 			line, more, whole := cutLine(p)
 			if len(rest)+len(line) > maxListLine {
-				return fmt.Errorf("%s sends a line of more than %d bytes", c.host, maxListLine)
+				return errorf("%s sends a line of more than %d bytes", c.host, maxListLine)
 			}
 			if !whole {
 				rest = append(rest, line...)
@@ -435,7 +435,7 @@ func (c *remote) lines(q remoteRequest, each func(line []byte) error) (*remoteAn
 		return nil, own
 	}
 	if err == nil && len(rest) > 0 {
-		err = fmt.Errorf("%s sends half a line", c.host)
+		err = errorf("%s sends half a line", c.host)
 	}
 	return a, err
 }

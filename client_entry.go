@@ -64,14 +64,14 @@ func decodeListLine(line []byte, e *treeEntry) error {
 		Target    string    `json:"target"`
 	}
 	if err := json.Unmarshal(line, &l); err != nil {
-		return fmt.Errorf("a line of the listing cannot be read: %w", err)
+		return errorf("a line of the listing cannot be read: %w", err)
 	}
 	mode, err := strconv.ParseUint(l.Mode, 8, 32)
 	if err != nil && l.Mode != "" {
-		return fmt.Errorf("a line of the listing has the mode %q, which is not octal", l.Mode)
+		return errorf("a line of the listing has the mode %q, which is not octal", l.Mode)
 	}
 	if l.Size < 0 {
-		return fmt.Errorf("a line of the listing has the size %d", l.Size)
+		return errorf("a line of the listing has the size %d", l.Size)
 	}
 	*e = treeEntry{kind: 'o', size: l.Size, mode: uint32(mode), target: l.Target}
 	if !l.MTime.IsZero() {

@@ -67,7 +67,7 @@ func runExec(inv *invocation) error {
 	}
 	if p.path != "" {
 		if _, err := c.do(remoteRequest{Do: "cd", Path: p.path}); err != nil {
-			return fmt.Errorf("%s: %w", shownText(p.path), err)
+			return errorf("%s: %w", shownText(p.path), err)
 		}
 	}
 	return x.run(q)
@@ -179,7 +179,7 @@ func (x *execution) run(q remoteRequest) error {
 	if q.TTY && q.Stdin && x.in != nil {
 		var err error
 		if x.tty, err = takeTerminal(x.in); err != nil {
-			return fmt.Errorf("take over the terminal: %w", err)
+			return errorf("take over the terminal: %w", err)
 		}
 		defer x.tty.end()
 	}

@@ -169,7 +169,7 @@ func (inv *invocation) expand(p place) ([]place, error) {
 		return err
 	})
 	if bad > 0 {
-		inv.complain(p.shown, fmt.Errorf("%d names that no box should send were left out", bad))
+		inv.complain(p.shown, errorf("%d names that no box should send were left out", bad))
 		inv.refused = true
 	}
 	return places, err
@@ -203,14 +203,14 @@ func (p place) match(c *remote) (places []place, bad int, err error) {
 				case !globMatches(part, e.name):
 				case !last && e.kind != 'd' && e.kind != 'l':
 				case len(next) >= maxNames:
-					return fmt.Errorf("%s stands for more than %d names", shownText(p.shown), maxNames)
+					return errorf("%s stands for more than %d names", shownText(p.shown), maxNames)
 				default:
 					next = append(next, joinRemote(dir, e.name))
 				}
 				return nil
 			})
 			if err != nil && !refusedFor(err, "not_found") && !refusedFor(err, "not_directory") {
-				return nil, bad, fmt.Errorf("%s: %w", shownText(p.shown), err)
+				return nil, bad, errorf("%s: %w", shownText(p.shown), err)
 			}
 		}
 		found = next
@@ -426,7 +426,7 @@ func (l *lsPrinter) list(c *remote, p place) error {
 	})
 	l.columns()
 	if err == nil && a.Skipped > 0 {
-		return fmt.Errorf("%d directories could not be read on the box", a.Skipped)
+		return errorf("%d directories could not be read on the box", a.Skipped)
 	}
 	return err
 }
@@ -659,7 +659,7 @@ func parseWhen(s string) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("%s is not a time; write 2026-11-21T12:00:00Z, or 2026-11-21 12:00 as the clock here says", configQuote(s))
+	return time.Time{}, errorf("%s is not a time; write 2026-11-21T12:00:00Z, or 2026-11-21 12:00 as the clock here says", configQuote(s))
 }
 
 func runChmod(inv *invocation) error {

@@ -504,7 +504,7 @@ func (g *getting) verify() (string, error) {
 	if *g.told.Size == sent && g.at == g.size && g.told.SHA256 == hex.EncodeToString(tail) {
 		return hex.EncodeToString(whole), nil
 	}
-	err := fmt.Errorf("what arrived is not what the box sent (%w); get it again", errMismatch)
+	err := errorf("what arrived is not what the box sent (%w); get it again", errMismatch)
 	if g.j.sink != nil {
 		return "", err // written is written
 	}

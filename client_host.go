@@ -231,7 +231,7 @@ func checkHostWord(host string) error {
 	case host == "":
 		return errors.New("names no box")
 	case len(host) > maxHostName || host[0] == '-' || strings.ContainsFunc(host, odd) || err != nil && strings.ContainsAny(host, ":%"):
-		return fmt.Errorf("%s is not the name of a box", configQuote(host))
+		return errorf("%s is not the name of a box", configQuote(host))
 	}
 	return nil
 }
@@ -239,7 +239,7 @@ func checkHostWord(host string) error {
 // checkLoginName is wide: which names there are is the server's to say.
 func checkLoginName(user string) error {
 	if user == "" || len(user) > maxHostName || strings.ContainsFunc(user, unicode.IsControl) {
-		return fmt.Errorf("%s is not a user name", configQuote(user))
+		return errorf("%s is not a user name", configQuote(user))
 	}
 	return nil
 }
@@ -249,7 +249,7 @@ func checkSocket(p string) error {
 	case !filepath.IsAbs(p) || strings.HasSuffix(p, "/") || strings.ContainsRune(p, 0):
 		return errors.New("unix: takes the absolute path of a socket; write unix:/run/berth/berth.sock:path")
 	case len(p) > maxUnixPath:
-		return fmt.Errorf("a socket's path has at most %d bytes, and this one has %d", maxUnixPath, len(p))
+		return errorf("a socket's path has at most %d bytes, and this one has %d", maxUnixPath, len(p))
 	}
 	return nil
 }

@@ -299,7 +299,7 @@ func readPins(host string) ([]knownPin, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; make it readable", shownText(file), err)
+		return nil, errorf("%s: %w; make it readable", shownText(file), err)
 	}
 	return parsePins(file, data, func(h string) bool { return h == host })
 }
@@ -315,7 +315,7 @@ func parsePins(file string, data []byte, want func(host string) bool) ([]knownPi
 		p := knownPin{host: strings.ToLower(words[0]), file: file, line: i + 1}
 		var err error
 		if p.fingerprint, err = normalFingerprint(strings.Join(words[1:min(2, len(words))], "")); err != nil {
-			return nil, fmt.Errorf("%s:%d: %w, or remove the line", shownText(file), p.line, err)
+			return nil, errorf("%s:%d: %w, or remove the line", shownText(file), p.line, err)
 		}
 		pins = append(pins, p)
 	}
@@ -344,7 +344,7 @@ func lockHosts() (unlock func(), err error) {
 	}
 	if err != nil {
 		d.Close()
-		return nil, fmt.Errorf("lock %s: %w", shownText(dir), err)
+		return nil, errorf("lock %s: %w", shownText(dir), err)
 	}
 	return func() { d.Close() }, nil
 }
@@ -366,7 +366,7 @@ func addPin(host, fingerprint string) (string, error) {
 		return file, nil
 	}
 	if len(pins) > 0 {
-		return "", fmt.Errorf("another one is remembered already, in %s:%d", shownText(file), pins[0].line)
+		return "", errorf("another one is remembered already, in %s:%d", shownText(file), pins[0].line)
 	}
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -416,7 +416,7 @@ func removePins(word string) (file string, removed []knownPin, err error) {
 	}
 	data, err := readConfigBytes(file, maxKnownHosts)
 	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", shownText(file), err)
+		return "", nil, errorf("%s: %w", shownText(file), err)
 	}
 	var kept []byte
 	number := 0
@@ -498,7 +498,7 @@ func readKey(file string) (*tls.Certificate, error) {
 	}
 	// A file of somebody else's, as root's with a group that may read, is their affair.
 	if int(st.Uid) == os.Geteuid() && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mode&0o077 != 0 {
-		return nil, fmt.Errorf("others can read it (mode %04o); if nobody did, chmod 600 %s", st.Mode&0o7777, shellWord(file))
+		return nil, errorf("others can read it (mode %04o); if nobody did, chmod 600 %s", st.Mode&0o7777, shellWord(file))
 	}
 	data, err := readConfigBytes(file, maxPEMFile)
 	if err != nil {
@@ -506,7 +506,7 @@ func readKey(file string) (*tls.Certificate, error) {
 	}
 	pair, err := tls.X509KeyPair(data, data)
 	if err != nil {
-		return nil, fmt.Errorf("%s; it has to hold a PEM key and its certificate, as berth keygen writes them", strings.TrimPrefix(err.Error(), "tls: "))
+		return nil, errorf("%s; it has to hold a PEM key and its certificate, as berth keygen writes them", strings.TrimPrefix(err.Error(), "tls: "))
 	}
 	return &pair, nil
 }
@@ -555,7 +555,7 @@ func keygen(o keygenOptions, stdout io.Writer) error {
 	}
 	text, der, err := makeKey(cmp.Or(o.comment, keyComment()))
 	if err != nil {
-		return fmt.Errorf("make a key: %w", err)
+		return errorf("make a key: %w", err)
 	}
 	if o.force {
 		err = replaceFile(file, text)
@@ -565,7 +565,7 @@ func keygen(o keygenOptions, stdout io.Writer) error {
 		os.Remove(file) // half a key is none, and it was not there before
 	}
 	if err != nil {
-		return fmt.Errorf("write the key: %w", err)
+		return errorf("write the key: %w", err)
 	}
 	fp := fingerprintOf(der)
 	if o.quiet {
@@ -594,7 +594,7 @@ func keyExists(file string) error {
 	if pair, err := readKey(file); err == nil {
 		what = "; its fingerprint is " + fingerprintOf(pair.Certificate[0])
 	}
-	return fmt.Errorf("%s is there already%s; use it, or make another with -f FILE, or replace it with --force", shownText(file), what)
+	return errorf("%s is there already%s; use it, or make another with -f FILE, or replace it with --force", shownText(file), what)
 }
 
 func forget(word string, quiet bool, stdout io.Writer) error {
@@ -603,7 +603,7 @@ func forget(word string, quiet bool, stdout io.Writer) error {
 		return err
 	}
 	if len(removed) == 0 {
-		return fmt.Errorf("%s does not know %s; nothing to forget", shownText(file), shownText(word))
+		return errorf("%s does not know %s; nothing to forget", shownText(file), shownText(word))
 	}
 	for _, p := range removed {
 		if !quiet {

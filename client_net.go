@@ -317,7 +317,7 @@ func frameTime(b *box) (best timeSample, err error) {
 		}
 		at, err := time.Parse(time.RFC3339Nano, a.Time)
 		if err != nil {
-			return best, fmt.Errorf("%s answers %s, which is no time", b.spec.name, configQuote(shownText(a.Time)))
+			return best, errorf("%s answers %s, which is no time", b.spec.name, configQuote(shownText(a.Time)))
 		}
 		if s := newTimeSample(at, asked, trip); best.at.IsZero() || s.trip < best.trip {
 			best = s
@@ -653,7 +653,7 @@ func discoverTargets(inv *invocation, port uint16) ([]netip.AddrPort, error) {
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
-		return nil, fmt.Errorf("look at the networks here: %w", err)
+		return nil, errorf("look at the networks here: %w", err)
 	}
 	for _, i := range interfaces {
 		if i.Flags&net.FlagUp == 0 {

@@ -340,7 +340,7 @@ func readTerminal(tty *os.File, prompt string, echo bool) (line string, err erro
 		return line, nil
 	case err != nil:
 		io.WriteString(tty, "\r\n")
-		return "", fmt.Errorf("read from the terminal: %w", err)
+		return "", errorf("read from the terminal: %w", err)
 	}
 	return line, nil
 }

@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"os"
@@ -397,7 +396,7 @@ func (p *putting) runStream() error {
 			there, ok = 0, s.start == 0
 		}
 		if !ok {
-			return fmt.Errorf("the connection was lost, and what was read of standard input cannot be read again; put it again")
+			return errorf("the connection was lost, and what was read of standard input cannot be read again; put it again")
 		}
 		if p.offset = there; there > 0 {
 			j.note = "resumed at " + humanBytes(there)
@@ -567,7 +566,7 @@ func (p *putting) final(_ *remoteCall, a *remoteAnswer, err error) {
 		return
 	}
 	if refusedFor(err, "digest_mismatch") {
-		err = anewError{fmt.Errorf("what arrived at the box is not what was sent (%w); nothing of it was kept", errMismatch)}
+		err = anewError{errorf("what arrived at the box is not what was sent (%w); nothing of it was kept", errMismatch)}
 	}
 	if refusedFor(err, "offset") && j.again {
 		err = anewError{err}
@@ -578,7 +577,7 @@ func (p *putting) final(_ *remoteCall, a *remoteAnswer, err error) {
 		err = &connError{text: w.c.host + " says that it has all of the file before all of it was sent"}
 		w.c.fail(err)
 	case a.SHA256 != "" && a.SHA256 != *digest:
-		err = fmt.Errorf("the box tells another digest than was sent (%w)", errMismatch)
+		err = errorf("the box tells another digest than was sent (%w)", errMismatch)
 	}
 	if err != nil && w.retriable(j, err) {
 		w.ended(j, true)

@@ -380,7 +380,7 @@ func prefixed(name string, err error) error {
 	if err == nil || err.Error() == "" || errors.Is(err, errInterrupted) {
 		return err
 	}
-	return fmt.Errorf("%s: %w", name, err)
+	return errorf("%s: %w", name, err)
 }
 
 // verb runs one of the client's verbs.
@@ -518,7 +518,7 @@ func (s *shell) cd(words []string) error {
 func (s *shell) chdir(c *remote, dir string) error {
 	a, err := c.do(remoteRequest{Do: "cd", Path: dir})
 	if err != nil {
-		return fmt.Errorf("%s: %w", shownText(dir), err)
+		return errorf("%s: %w", shownText(dir), err)
 	}
 	if utf8.ValidString(dir) && strings.HasPrefix(a.Path, "/") {
 		dir = a.Path // without what .. and . are for; names that are not UTF-8 cannot be told

@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -41,12 +40,12 @@ func temporaryFile() (*os.File, error) {
 		}
 		f.Close()
 	}
-	return nil, fmt.Errorf("cannot make a temporary file: %w; TMPDIR names a directory with room", err)
+	return nil, errorf("cannot make a temporary file: %w; TMPDIR names a directory with room", err)
 }
 
 // spoolFailed is an error of a temporary file, which has no name to tell.
 func spoolFailed(err error) error {
-	return fmt.Errorf("the temporary file failed: %w; TMPDIR names a directory with room", err)
+	return errorf("the temporary file failed: %w; TMPDIR names a directory with room", err)
 }
 
 // A spool keeps records in the order in which they were added. Its zero value is empty.
@@ -165,7 +164,7 @@ type sortHead struct {
 // add takes a record. The sorter keeps no part of it.
 func (s *sorter) add(key, rest []byte) error {
 	if len(key) > maxRecord || len(rest) > maxRecord {
-		return fmt.Errorf("a name of %d bytes is too long", len(key))
+		return errorf("a name of %d bytes is too long", len(key))
 	}
 	if len(s.at) > 0 && len(s.arena)+4*len(s.at)+len(key)+len(rest)+8 > s.limit() {
 		if err := s.spill(); err != nil {

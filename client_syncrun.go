@@ -223,9 +223,9 @@ func (s *syncRun) tryPlan() (*syncPlan, error) {
 	case refusedFor(err, "not_found") && s.o.upload:
 		s.fresh, list = true, nil
 	case err != nil:
-		return nil, fmt.Errorf("%s on the box: %w", shownText(s.top), err)
+		return nil, errorf("%s on the box: %w", shownText(s.top), err)
 	case a.Type != "dir":
-		return nil, fmt.Errorf("%s on the box is no directory; put and get are for files", shownText(s.top))
+		return nil, errorf("%s on the box is no directory; put and get are for files", shownText(s.top))
 	}
 	s.trouble = time.Time{}
 	p, err := makePlan(s.o, s.root, list)
@@ -318,7 +318,7 @@ func (s *syncRun) makeTop() error {
 			return err
 		}
 		if err := s.settle(); err != nil {
-			return fmt.Errorf("%s cannot be made on the box: %w", shownText(s.top), err)
+			return errorf("%s cannot be made on the box: %w", shownText(s.top), err)
 		}
 	default:
 		err := os.MkdirAll(s.local, 0o777)
@@ -326,7 +326,7 @@ func (s *syncRun) makeTop() error {
 			s.root, err = os.OpenRoot(s.local)
 		}
 		if err != nil {
-			return fmt.Errorf("%s cannot be made: %w", shownText(s.local), localError(err))
+			return errorf("%s cannot be made: %w", shownText(s.local), localError(err))
 		}
 	}
 	s.tell(a)
@@ -781,9 +781,9 @@ func (s *syncRun) places(src, dst, typed string) error {
 		root, err := os.OpenRoot(src)
 		if err != nil {
 			if info, serr := os.Stat(src); serr == nil && !info.IsDir() {
-				return fmt.Errorf("%s is no directory; sync makes one directory like another, put sends files", shownText(src))
+				return errorf("%s is no directory; sync makes one directory like another, put sends files", shownText(src))
 			}
-			return fmt.Errorf("%s: %w", shownText(src), localError(err))
+			return errorf("%s: %w", shownText(src), localError(err))
 		}
 		s.root = root
 		return nil
@@ -801,9 +801,9 @@ func (s *syncRun) places(src, dst, typed string) error {
 		s.fresh = true
 	default:
 		if info, serr := os.Stat(s.local); serr == nil && !info.IsDir() {
-			return fmt.Errorf("%s is no directory, so there is no place for what is on the box", shownText(s.local))
+			return errorf("%s is no directory, so there is no place for what is on the box", shownText(s.local))
 		}
-		return fmt.Errorf("%s: %w", shownText(s.local), localError(err))
+		return errorf("%s: %w", shownText(s.local), localError(err))
 	}
 	return nil
 }

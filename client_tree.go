@@ -9,7 +9,6 @@ package main
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
 	"sort"
 	"strings"
@@ -145,10 +144,10 @@ func readRemoteTree(list func(each func(line []byte) error) error) *remoteTree {
 				return err
 			}
 			if len(e.name) > maxTreeName {
-				return fmt.Errorf("the listing has a name of %d bytes", len(e.name))
+				return errorf("the listing has a name of %d bytes", len(e.name))
 			}
 			if part := len(e.name) - 1 - strings.LastIndexByte(e.name, '/'); part > maxPath {
-				return fmt.Errorf("the listing has a name with %d bytes between two slashes, and no disk has those", part)
+				return errorf("the listing has a name with %d bytes between two slashes, and no disk has those", part)
 			}
 			if len(batch)+len(e.name)+2+entryBytes > treeBatch && len(batch) > 0 {
 				if err := pass(); err != nil {

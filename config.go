@@ -300,7 +300,7 @@ func readConfigBytes(path string, limit int) ([]byte, error) {
 		defer f.Close()
 		var data []byte
 		if data, err = io.ReadAll(io.LimitReader(f, int64(limit)+1)); len(data) > limit {
-			return nil, fmt.Errorf("longer than %v", byteSize(limit))
+			return nil, errorf("longer than %v", byteSize(limit))
 		}
 		if err == nil {
 			return data, nil

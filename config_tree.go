@@ -128,7 +128,7 @@ func (t *tomlTable) above(e *unstable.Node) (table *tomlTable, last string, err 
 		if child == nil {
 			child = t.add(last, tomlHeaderTable)
 		} else if child.kind == tomlValue {
-			return nil, "", fmt.Errorf("key %s already exists as a value", last)
+			return nil, "", errorf("key %s already exists as a value", last)
 		}
 		t = child
 	}
@@ -147,13 +147,13 @@ func (t *tomlTable) header(e *unstable.Node) (*tomlTable, error) {
 	}
 	switch {
 	case child.kind == tomlDottedTable:
-		return nil, fmt.Errorf("table %s already exists as defined by a dotted key", name)
+		return nil, errorf("table %s already exists as defined by a dotted key", name)
 	case child.kind == tomlTableArray:
-		return nil, fmt.Errorf("table %s already exists as an array of tables", name)
+		return nil, errorf("table %s already exists as an array of tables", name)
 	case child.kind == tomlValue:
-		return nil, fmt.Errorf("key %s should be a table, not a %s", name, child.kind)
+		return nil, errorf("key %s should be a table, not a %s", name, child.kind)
 	case child.headed:
-		return nil, fmt.Errorf("table %s already exists", name)
+		return nil, errorf("table %s already exists", name)
 	}
 	child.headed = true
 	return child, nil
@@ -169,7 +169,7 @@ func (t *tomlTable) element(e *unstable.Node) (*tomlTable, error) {
 	if child == nil {
 		child = t.add(name, tomlTableArray)
 	} else if child.kind != tomlTableArray {
-		return nil, fmt.Errorf("key %s already exists as a %s, but should be an array table", name, child.kind)
+		return nil, errorf("key %s already exists as a %s, but should be an array table", name, child.kind)
 	}
 	child.keys, child.values = nil, map[string]any{} // the new element has no keys yet
 	list, _ := t.values[name].([]any)
@@ -198,7 +198,7 @@ func (t *tomlTable) claim(e *unstable.Node) error {
 		name := string(k.Node().Data)
 		child := t.keys[name]
 		if child != nil && (k.IsLast() || child.kind != tomlDottedTable) {
-			return fmt.Errorf("key %s is already defined", name)
+			return errorf("key %s is already defined", name)
 		}
 		switch {
 		case k.IsLast():

@@ -31,7 +31,7 @@ func (m fileMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil
 func (m *fileMode) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 8, 32)
 	if err != nil || len(text) < 3 || len(text) > 4 || n > 0o777 {
-		return fmt.Errorf(`%s is not a file mode; write three or four octal digits, as "0660"`, configQuote(string(text)))
+		return errorf(`%s is not a file mode; write three or four octal digits, as "0660"`, configQuote(string(text)))
 	}
 	*m = fileMode(n)
 	return nil
@@ -81,27 +81,27 @@ func (d *duration) UnmarshalText(text []byte) error {
 		*d = 0
 		return nil
 	case strings.HasPrefix(s, "-"):
-		return fmt.Errorf("%s is negative; %s", configQuote(s), usage)
+		return errorf("%s is negative; %s", configQuote(s), usage)
 	case configAllDigits(s):
-		return fmt.Errorf(`%s has no unit; write %[2]q, %[3]q or %[4]q`, configQuote(s), s+"s", s+"m", s+"h")
+		return errorf(`%s has no unit; write %[2]q, %[3]q or %[4]q`, configQuote(s), s+"s", s+"m", s+"h")
 	}
 	var total time.Duration
 	rest := s
 	if days, after, ok := strings.Cut(s, "d"); ok && configAllDigits(days) {
 		n, err := strconv.ParseInt(days, 10, 64)
 		if err != nil || n > maxDays {
-			return fmt.Errorf(`%s is too long; the most is "%dd"`, configQuote(s), maxDays)
+			return errorf(`%s is too long; the most is "%dd"`, configQuote(s), maxDays)
 		}
 		total, rest = time.Duration(n)*24*time.Hour, after
 	}
 	if rest != "" || s == "" {
 		// ParseDuration would take a sign and a bare ".5h" here.
 		if rest == "" || rest[0] < '0' || rest[0] > '9' {
-			return fmt.Errorf("%s is not a time; %s", configQuote(s), usage)
+			return errorf("%s is not a time; %s", configQuote(s), usage)
 		}
 		t, err := time.ParseDuration(rest)
 		if err != nil || t > math.MaxInt64-total {
-			return fmt.Errorf("%s is not a time; %s", configQuote(s), usage)
+			return errorf("%s is not a time; %s", configQuote(s), usage)
 		}
 		total += t
 	}
@@ -149,11 +149,11 @@ func (n *byteSize) UnmarshalText(text []byte) error {
 	unit := s[len(digits):]
 	switch {
 	case strings.HasPrefix(s, "-"):
-		return fmt.Errorf("%s is negative; %s", configQuote(s), usage)
+		return errorf("%s is negative; %s", configQuote(s), usage)
 	case digits == "":
-		return fmt.Errorf("%s is not a size; %s", configQuote(s), usage)
+		return errorf("%s is not a size; %s", configQuote(s), usage)
 	case unit[:min(1, len(unit))] == ".":
-		return fmt.Errorf(`%s is not a whole number; use a smaller unit, as "1536MiB" for one and a half GiB`, configQuote(s))
+		return errorf(`%s is not a whole number; use a smaller unit, as "1536MiB" for one and a half GiB`, configQuote(s))
 	}
 	for _, u := range sizeUnits {
 		if u.name != unit {
@@ -161,7 +161,7 @@ func (n *byteSize) UnmarshalText(text []byte) error {
 		}
 		v, err := strconv.ParseInt(digits, 10, 64)
 		if err != nil || v > math.MaxInt64/u.bytes {
-			return fmt.Errorf(`%s is too large; the most is "%d"`, configQuote(s), int64(math.MaxInt64))
+			return errorf(`%s is too large; the most is "%d"`, configQuote(s), int64(math.MaxInt64))
 		}
 		*n = byteSize(v * u.bytes)
 		return nil
@@ -169,10 +169,10 @@ func (n *byteSize) UnmarshalText(text []byte) error {
 	if meant := strings.TrimSpace(unit); len(digits) < maxQuoted && len(meant) > 0 {
 		if i := strings.IndexByte("kmgt", meant[0]|0x20); i >= 0 {
 			binary := [...]string{"KiB", "MiB", "GiB", "TiB"}[i]
-			return fmt.Errorf("%s has no known unit; write %q", configQuote(s), digits+binary)
+			return errorf("%s has no known unit; write %q", configQuote(s), digits+binary)
 		}
 	}
-	return fmt.Errorf("%s has no known unit; %s", configQuote(s), usage)
+	return errorf("%s has no known unit; %s", configQuote(s), usage)
 }
 
 // network is a prefix or a single address, written "10.0.0.0/8" or "192.0.2.7".
@@ -210,28 +210,28 @@ func (n *network) UnmarshalText(text []byte) error {
 	if strings.Contains(s, "/") {
 		parsed, err := netip.ParsePrefix(s)
 		if err != nil {
-			return fmt.Errorf("%s is not a network; %s", configQuote(s), usage)
+			return errorf("%s is not a network; %s", configQuote(s), usage)
 		}
 		p = parsed
 	} else {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
-			return fmt.Errorf("%s is not a network; %s", configQuote(s), usage)
+			return errorf("%s is not a network; %s", configQuote(s), usage)
 		}
 		if a.Zone() != "" {
-			return fmt.Errorf("%s has a zone, which networks do not have; write %q", configQuote(s), a.WithZone("").String())
+			return errorf("%s has a zone, which networks do not have; write %q", configQuote(s), a.WithZone("").String())
 		}
 		p = netip.PrefixFrom(a, a.BitLen())
 	}
 	const mappedBits = 96 // ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 	if p.Addr().Is4In6() {
 		if p.Bits() < mappedBits {
-			return fmt.Errorf("%s mixes IPv4 and IPv6; write the two networks one by one", configQuote(s))
+			return errorf("%s mixes IPv4 and IPv6; write the two networks one by one", configQuote(s))
 		}
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mappedBits)
 	}
 	if p != p.Masked() {
-		return fmt.Errorf("%s has address bits behind the prefix; write %q for the network or %q for the address",
+		return errorf("%s has address bits behind the prefix; write %q for the network or %q for the address",
 			configQuote(s), p.Masked(), p.Addr())
 	}
 	n.Prefix = p
@@ -273,11 +273,11 @@ func (r *portRange) UnmarshalText(text []byte) error {
 	high, errHigh := strconv.ParseUint(last, 10, 16)
 	switch {
 	case errLow != nil || errHigh != nil:
-		return fmt.Errorf(`%s is not a range of ports; write "50000-50999", one port, or "" for any`, configQuote(s))
+		return errorf(`%s is not a range of ports; write "50000-50999", one port, or "" for any`, configQuote(s))
 	case low > high:
-		return fmt.Errorf(`%s runs backwards; write "%d-%d"`, configQuote(s), high, low)
+		return errorf(`%s runs backwards; write "%d-%d"`, configQuote(s), high, low)
 	case low < minDataPort:
-		return fmt.Errorf(`%s has ports below %d, which data connections never use; write "50000-50999"`, configQuote(s), minDataPort)
+		return errorf(`%s has ports below %d, which data connections never use; write "50000-50999"`, configQuote(s), minDataPort)
 	}
 	*r = portRange{uint16(low), uint16(high)}
 	return nil

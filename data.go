@@ -10,7 +10,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -644,7 +643,7 @@ func (x *transfer) open(p *dataPorts, arm *dataArm, local netip.Addr, accept fun
 			if why := x.cancelled(); why != nil {
 				return why
 			}
-			return fmt.Errorf("%w: connect to %s: %w", errNoData, arm.target, err)
+			return errorf("%w: connect to %s: %w", errNoData, arm.target, err)
 		}
 		return x.use(c)
 	}
@@ -667,7 +666,7 @@ func (x *transfer) open(p *dataPorts, arm *dataArm, local netip.Addr, accept fun
 			if why := x.cancelled(); why != nil {
 				return why
 			}
-			return fmt.Errorf("%w: %w", errNoData, err)
+			return errorf("%w: %w", errNoData, err)
 		}
 		if !accept(c) {
 			if arm.counts != nil {
@@ -728,7 +727,7 @@ func (x *transfer) startTLS(cfg *tls.Config) (tls.ConnectionState, error) {
 		if why := x.cancelled(); why != nil {
 			err = why
 		}
-		return tls.ConnectionState{}, fmt.Errorf("%w: TLS: %w", errNoData, err)
+		return tls.ConnectionState{}, errorf("%w: TLS: %w", errNoData, err)
 	}
 	return x.tls.ConnectionState(), nil
 }

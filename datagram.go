@@ -21,7 +21,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"net"
@@ -154,7 +153,7 @@ func (d *datagramService) serve(ctx context.Context, pc net.PacketConn) error {
 	case *net.UnixConn:
 		b, next, err = d.unixStep(c)
 	default:
-		err = fmt.Errorf("datagrams on %T: neither UDP nor a unix socket", pc)
+		err = errorf("datagrams on %T: neither UDP nor a unix socket", pc)
 	}
 	if err != nil {
 		return err

@@ -11,7 +11,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -425,7 +424,7 @@ func (d *doctor) fetchPage(address, path string) (status int, page string, err e
 	head, body, _ := bytes.Cut(all, []byte("\r\n\r\n"))
 	f := strings.Fields(string(head))
 	if err == nil && (len(f) < 2 || !beginsWith(f[0], "HTTP/1.")) {
-		err = fmt.Errorf("%s: this is no answer of HTTP", address)
+		err = errorf("%s: this is no answer of HTTP", address)
 	}
 	if err != nil {
 		return 0, "", err

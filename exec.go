@@ -247,7 +247,7 @@ func (l *launcher) runTimed(ctx context.Context, p program, io programIO) progra
 	}
 	c, err := l.start(p, io)
 	if err != nil {
-		return programResult{reason: programStartFailed, exit: -1, err: fmt.Errorf("start a program: %w", err)}
+		return programResult{reason: programStartFailed, exit: -1, err: errorf("start a program: %w", err)}
 	}
 	return c.await(ctx)
 }
@@ -385,7 +385,7 @@ func (l *launcher) start(p program, io programIO) (c *child, err error) {
 func newTerminal(size terminalSize) (master, slave *os.File, err error) {
 	blocking, slave, err := pty.Open()
 	if err != nil {
-		return nil, nil, fmt.Errorf("open a terminal: %w", err)
+		return nil, nil, errorf("open a terminal: %w", err)
 	}
 	defer blocking.Close()
 	fd, err := unix.FcntlInt(blocking.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -402,7 +402,7 @@ func newTerminal(size terminalSize) (master, slave *os.File, err error) {
 			master.Close()
 		}
 		slave.Close()
-		return nil, nil, fmt.Errorf("open a terminal: %w", err)
+		return nil, nil, errorf("open a terminal: %w", err)
 	}
 	return master, slave, nil
 }

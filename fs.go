@@ -50,7 +50,7 @@ var (
 	errShareRoot  = errors.New("the root of a share")
 	errExists     = errors.New("already exists")
 	errBusy       = errors.New("an upload is running there")
-	errAcross     = fmt.Errorf("a directory to another share: %w", unix.EXDEV)
+	errAcross     = errorf("a directory to another share: %w", unix.EXDEV)
 )
 
 // offsetError is a restart that the file at hand cannot take up: have bytes
@@ -358,16 +358,16 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	err := unix.Stat(home, &st)
 	if err == unix.ENOENT {
 		if err := os.MkdirAll(filepath.Dir(home), 0o700); err != nil {
-			return nil, fmt.Errorf("make home: %w", err)
+			return nil, errorf("make home: %w", err)
 		}
 		if err = unix.Mkdir(home, 0o700); err != nil && err != unix.EEXIST {
-			return nil, fmt.Errorf("make home %q: %w", home, err)
+			return nil, errorf("make home %q: %w", home, err)
 		}
 		fresh = err == nil // and not by another session that came at the same time
 		err = unix.Stat(home, &st)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("home %q: %w", home, err)
+		return nil, errorf("home %q: %w", home, err)
 	}
 	key := jailKey{user: spec.user, trees: home, id: fileID{uint64(st.Dev), st.Ino}, quota: spec.quota, counted: !spec.uncounted, rotate: spec.rotate}
 	if len(shares) > 0 {
@@ -391,7 +391,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	// everybody else's login.
 	t, err := openTree(home, true, js.openat2)
 	if err != nil {
-		return nil, fmt.Errorf("home: %w", err)
+		return nil, errorf("home: %w", err)
 	}
 	if fresh {
 		js.partials.know(spec.user, "")
@@ -409,7 +409,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 		t, err := openTree(s.path, s.write, js.openat2)
 		if err != nil {
 			// A disk that is not plugged in must not keep its users out.
-			j.missing = append(j.missing, fmt.Errorf("share %q: %w", name, err))
+			j.missing = append(j.missing, errorf("share %q: %w", name, err))
 			continue
 		}
 		if t.balance, t.quota, t.byOwner = j.balance, spec.quota, true; s.inHome != "" {

@@ -214,7 +214,7 @@ func newHookQueue(dir string, config func() *config, log *slog.Logger, sinks hoo
 		lanes: map[string]*hookLane{}, count: map[string]int{},
 	}
 	if err := q.load(); err != nil {
-		return nil, fmt.Errorf("on_upload queue: %w; make its directory one that berth may write", err)
+		return nil, errorf("on_upload queue: %w; make its directory one that berth may write", err)
 	}
 	return q, nil
 }
@@ -297,7 +297,7 @@ func readHookRecord(path string) (*hookRecord, error) {
 		return nil, err
 	}
 	if len(data) > hookRecordMax {
-		return nil, fmt.Errorf("%w: longer than %v", errHookCorrupt, byteSize(hookRecordMax))
+		return nil, errorf("%w: longer than %v", errHookCorrupt, byteSize(hookRecordMax))
 	}
 	return decodeHookRecord(data)
 }
@@ -318,24 +318,24 @@ func (r hookRecord) encode() ([]byte, error) {
 func decodeHookRecord(data []byte) (*hookRecord, error) {
 	text, sum, _ := bytes.Cut(data, []byte{'\n'})
 	if string(sum) != fmt.Sprintf("%08x\n", crc32.Checksum(text, hookTable)) {
-		return nil, fmt.Errorf("%w: the checksum does not match", errHookCorrupt)
+		return nil, errorf("%w: the checksum does not match", errHookCorrupt)
 	}
 	var r hookRecord
 	if err := json.Unmarshal(text, &r); err != nil {
-		return nil, fmt.Errorf("%w: %w", errHookCorrupt, err)
+		return nil, errorf("%w: %w", errHookCorrupt, err)
 	}
 	if r.Version != hookRecordVersion {
-		return nil, fmt.Errorf("%w: version %d, and this berth knows %d", errHookCorrupt, r.Version, hookRecordVersion)
+		return nil, errorf("%w: version %d, and this berth knows %d", errHookCorrupt, r.Version, hookRecordVersion)
 	}
 	for _, s := range r.Event.names() {
 		name, err := strconv.Unquote(*s)
 		if err != nil {
-			return nil, fmt.Errorf("%w: a name is not quoted", errHookCorrupt)
+			return nil, errorf("%w: a name is not quoted", errHookCorrupt)
 		}
 		*s = name
 	}
 	if r.Event.User == "" || r.Event.Command == "" || r.Tries < 0 {
-		return nil, fmt.Errorf("%w: a field is missing", errHookCorrupt)
+		return nil, errorf("%w: a field is missing", errHookCorrupt)
 	}
 	return &r, nil
 }
@@ -373,7 +373,7 @@ func (q *hookQueue) tryAdd(ev uploadEvent) (reason string, err error) {
 		q.mu.Lock()
 		q.uncount(ev.User)
 		q.mu.Unlock()
-		return hookLostNotStored, fmt.Errorf("on_upload queue: %w", err)
+		return hookLostNotStored, errorf("on_upload queue: %w", err)
 	}
 	q.mu.Lock()
 	q.insert(e)
@@ -389,10 +389,10 @@ func (q *hookQueue) reserve(user string) (seq uint64, err error) {
 	defer q.mu.Unlock()
 	switch {
 	case q.total >= hookQueueMax:
-		return 0, fmt.Errorf("%w: %d events wait, and the most is %d; see why their commands do not succeed",
+		return 0, errorf("%w: %d events wait, and the most is %d; see why their commands do not succeed",
 			errHookQueueFull, q.total, hookQueueMax)
 	case q.count[user] >= hookUserMax:
-		return 0, fmt.Errorf("%w: %d events of user %q wait, and the most is %d; see why their command does not succeed",
+		return 0, errorf("%w: %d events of user %q wait, and the most is %d; see why their command does not succeed",
 			errHookQueueFull, q.count[user], user, hookUserMax)
 	}
 	q.count[user]++

@@ -71,7 +71,7 @@ func (ls *lessons) begin(name string, from netip.Addr) (*lesson, error) {
 	defer ls.mu.Unlock()
 	switch {
 	case len(ls.list) == maxLessons:
-		return nil, fmt.Errorf("%d recordings are running, which is the most", maxLessons)
+		return nil, errorf("%d recordings are running, which is the most", maxLessons)
 	case slices.ContainsFunc(ls.list, func(l *lesson) bool { return l.name == name }):
 		return nil, errors.New("that name is being recorded already")
 	}
@@ -346,7 +346,7 @@ func runLearn(inv *invocation) error {
 	if file := inv.str("read"); file != "" {
 		data, err := readConfigBytes(file, 2*maxDialogue)
 		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+			return errorf("%s: %w", file, err)
 		}
 		return inv.tellLearned(name, string(data))
 	}
@@ -392,7 +392,7 @@ func runLearn(inv *invocation) error {
 		return err
 	}
 	if all.Len() == 0 {
-		return fmt.Errorf("no session said USER %s in that time; --from ADDRESS records what comes from an address, whatever it says", name)
+		return errorf("no session said USER %s in that time; --from ADDRESS records what comes from an address, whatever it says", name)
 	}
 	return inv.tellLearned(name, all.String())
 }

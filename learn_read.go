@@ -317,7 +317,7 @@ func (f *findings) report() string {
 func (inv *invocation) tellLearned(name, dialogue string) error {
 	f := readDialogue(dialogue)
 	if f.sessions == 0 {
-		return fmt.Errorf("there is no line of a session; a dialogue is what berth learn NAME records")
+		return errorf("there is no line of a session; a dialogue is what berth learn NAME records")
 	}
 	fmt.Fprintf(inv.stdout, "\n%s:\n%s", shownText(name), shownLines(f.report()))
 	keys := f.keys()

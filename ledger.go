@@ -188,14 +188,14 @@ func readLedger(file string) (entries []ledgerEntry, clean bool, err error) {
 		return nil, false, err
 	}
 	if len(data) > maxLedgerBytes {
-		return nil, false, fmt.Errorf("more than %d bytes", maxLedgerBytes)
+		return nil, false, errorf("more than %d bytes", maxLedgerBytes)
 	}
 	var lf ledgerFile
 	if err := json.Unmarshal(data, &lf); err != nil {
 		return nil, false, err
 	}
 	if lf.Version != ledgerVersion {
-		return nil, false, fmt.Errorf("version %d, where %d is known", lf.Version, ledgerVersion)
+		return nil, false, errorf("version %d, where %d is known", lf.Version, ledgerVersion)
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, lf.Balances); err != nil {
@@ -209,7 +209,7 @@ func readLedger(file string) (entries []ledgerEntry, clean bool, err error) {
 	}
 	for _, e := range entries {
 		if e.Bytes < 0 || e.Files < 0 {
-			return nil, false, fmt.Errorf("negative numbers for %s", e.Home)
+			return nil, false, errorf("negative numbers for %s", e.Home)
 		}
 	}
 	return entries, lf.Clean, nil

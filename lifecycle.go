@@ -680,7 +680,7 @@ func (s *server) probe(ctx context.Context, within time.Duration) (hung, blocked
 		if k.stream != nil {
 			all.Go(func() {
 				if err := s.probeOne(ctx, k); err != nil {
-					failed <- fmt.Errorf("%s %s: %w", k.kind, k.addr(), err)
+					failed <- errorf("%s %s: %w", k.kind, k.addr(), err)
 				}
 			})
 		}

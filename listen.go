@@ -102,7 +102,7 @@ func openSockets(ctx context.Context, l *listenConfig, inherit bool, log *slog.L
 		for _, addr := range kind.addrs(l) {
 			k, err := openSocket(ctx, kind, addr, l)
 			if err != nil {
-				return all, fmt.Errorf("%s: %w%s", kind.key(), err, openHint(err))
+				return all, errorf("%s: %w%s", kind.key(), err, openHint(err))
 			}
 			all = append(all, k)
 		}
@@ -215,7 +215,7 @@ func (k *socket) openLocal(ctx context.Context, lc *net.ListenConfig, network, p
 	if l.LocalGroup != "" {
 		var err error
 		if gid, err = groupID(l.LocalGroup); err != nil {
-			return fmt.Errorf("listen.local_group: %w", err)
+			return errorf("listen.local_group: %w", err)
 		}
 	}
 	err := clearStale(network, path)
@@ -251,7 +251,7 @@ func groupID(name string) (int, error) {
 	// groups; os/user reads the same file and brings much more along.
 	data, err := readConfigBytes(groupFile, maxGroupFile)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", groupFile, err)
+		return 0, errorf("%s: %w", groupFile, err)
 	}
 	for line := range strings.Lines(string(data)) {
 		if fields := strings.Split(strings.TrimSpace(line), ":"); len(fields) >= 3 && fields[0] == name {
@@ -259,7 +259,7 @@ func groupID(name string) (int, error) {
 			return int(n), err
 		}
 	}
-	return 0, fmt.Errorf("there is no group %q; make it with groupadd --system, or write another", name)
+	return 0, errorf("there is no group %q; make it with groupadd --system, or write another", name)
 }
 
 // clearStale removes a socket file that nobody listens on any more, and makes
@@ -273,19 +273,19 @@ func clearStale(network, path string) error {
 		return nil
 	}
 	if st.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("%s exists and is no socket", path)
+		return errorf("%s exists and is no socket", path)
 	}
 	c, err := net.Dial(network, path)
 	switch {
 	case err == nil:
 		c.Close()
-		return fmt.Errorf("another program answers on %s", path)
+		return errorf("another program answers on %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED): // unix(7): nobody has it
 		return os.Remove(path)
 	case errors.Is(err, os.ErrNotExist): // gone since
 		return nil
 	case errors.Is(err, syscall.EPROTOTYPE), errors.Is(err, syscall.EAGAIN): // one of another type, or whose queue is full
-		return fmt.Errorf("another program has %s", path)
+		return errorf("another program has %s", path)
 	}
 	return err
 }
@@ -330,7 +330,7 @@ func inherited(f *os.File, kinds []socketKind) (socket, error) {
 			continue
 		}
 		if problem := wrongSocket(int(f.Fd()), kind.network); problem != "" {
-			return k, fmt.Errorf("systemd passed as %q %s", k.kind, problem)
+			return k, errorf("systemd passed as %q %s", k.kind, problem)
 		}
 		var err error
 		if kind.network == "tcp" || kind.network == "unix" {
@@ -342,11 +342,11 @@ func inherited(f *os.File, kinds []socketKind) (socket, error) {
 			k.packet, err = net.FilePacketConn(f)
 		}
 		if err != nil {
-			return k, fmt.Errorf("socket %q from systemd: %w", k.kind, err)
+			return k, errorf("socket %q from systemd: %w", k.kind, err)
 		}
 		return k, nil
 	}
-	return k, fmt.Errorf("systemd passed a socket named %q; FileDescriptorName= of its unit must be %s", k.kind, strings.Join(names, " or "))
+	return k, errorf("systemd passed a socket named %q; FileDescriptorName= of its unit must be %s", k.kind, strings.Join(names, " or "))
 }
 
 // wrongSocket says what is wrong with a descriptor that should be a socket for

@@ -335,19 +335,19 @@ func askHealthz(address string, secure bool) (status int, answer []byte, err err
 	}
 	all, err := io.ReadAll(io.LimitReader(conn, healthAnswerLimit))
 	if err != nil {
-		return 0, nil, fmt.Errorf("%s: %w", address, err)
+		return 0, nil, errorf("%s: %w", address, err)
 	}
 	head, page, whole := bytes.Cut(all, []byte("\r\n\r\n"))
 	first, fields, _ := strings.Cut(string(head), "\r\n")
 	version, rest, _ := strings.Cut(first, " ")
 	code, _, _ := strings.Cut(rest, " ")
 	if status, err = strconv.Atoi(code); err != nil || status < 100 || !whole || !strings.HasPrefix(version, "HTTP/1.") {
-		return 0, nil, fmt.Errorf("%s: this is no answer of HTTP", address)
+		return 0, nil, errorf("%s: this is no answer of HTTP", address)
 	}
 	for line := range strings.Lines(fields) {
 		name, value, _ := strings.Cut(line, ":")
 		if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && strings.EqualFold(name, "Content-Length") && n > len(page) && len(all) < healthAnswerLimit {
-			return 0, nil, fmt.Errorf("%s: the answer was cut short", address)
+			return 0, nil, errorf("%s: the answer was cut short", address)
 		}
 	}
 	return status, bytes.TrimSpace(page[:min(len(page), healthPageLimit)]), nil
@@ -430,7 +430,7 @@ func demoDir() (string, error) {
 	if base == "" {
 		home, err := os.UserHomeDir()
 		if err != nil {
-			return "", fmt.Errorf("%w; name a directory: berth demo DIR", err)
+			return "", errorf("%w; name a directory: berth demo DIR", err)
 		}
 		base = filepath.Join(home, ".local", "state")
 	}
@@ -477,7 +477,7 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 	}
 	if err := srv.open(false); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			err = fmt.Errorf("%w; choose others with --control, --datagram and --http, as 127.0.0.1:0 for a free one", err)
+			err = errorf("%w; choose others with --control, --datagram and --http, as 127.0.0.1:0 for a free one", err)
 		}
 		return nil, "", err
 	}

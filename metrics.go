@@ -624,7 +624,7 @@ func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question
 	defer func() {
 		if p := recover(); p != nil {
 			s.panics.Inc()
-			ch <- prometheus.NewInvalidMetric(sourceDesc(name, "Not available."), fmt.Errorf("source of %s: panic: %v", name, p))
+			ch <- prometheus.NewInvalidMetric(sourceDesc(name, "Not available."), errorf("source of %s: panic: %v", name, p))
 		}
 	}()
 	question()

@@ -8,7 +8,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"hash/maphash"
 	"io"
 	"os"
@@ -711,7 +710,7 @@ const freshStage = time.Minute
 func (j *jail) recoverStage(f *found, since time.Time) (result string, err error) {
 	boot, kind, base, ok := parseStage(path.Base(f.rel))
 	if !ok {
-		return "", fmt.Errorf("%q is not a name that berth gives", f.rel)
+		return "", errorf("%q is not a name that berth gives", f.rel)
 	}
 	dir, err := f.t.deepParent(f.rel)
 	if err != nil {

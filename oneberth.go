@@ -102,7 +102,7 @@ func (l *ledger) hold(dir int, id fileID, home string) error {
 // told. crowd leaves it open to all, for want of files.
 func lockHome(dir int, crowd bool) (f *os.File, holder string, err error) {
 	if crowd {
-		return nil, "", fmt.Errorf("a %dth of the files that may be open (%w) are locks; raise LimitNOFILE=", homeLockShare, unix.EMFILE)
+		return nil, "", errorf("a %dth of the files that may be open (%w) are locks; raise LimitNOFILE=", homeLockShare, unix.EMFILE)
 	}
 	name, flags := ".", unix.O_RDONLY|unix.O_DIRECTORY
 	if seenElsewhere(dir) {

@@ -140,7 +140,7 @@ func (s *server) notReady() error {
 	case !done:
 		return errors.New("the state directory does not answer")
 	case state.readOnly != nil:
-		return fmt.Errorf("the state directory cannot be written: %w", state.readOnly)
+		return errorf("the state directory cannot be written: %w", state.readOnly)
 	}
 	return nil
 }

@@ -84,9 +84,9 @@ func parsePassword(stored string) (*passwordHash, error) {
 		return parseShaCrypt(stored, "sha256-crypt", sha256_crypt.MagicPrefix, 43, sha256_crypt.New)
 	}
 	if hint := schemeHint(scheme); hint != "" {
-		return nil, fmt.Errorf("%s is not accepted, only %s", hint, acceptedSchemes)
+		return nil, errorf("%s is not accepted, only %s", hint, acceptedSchemes)
 	}
-	return nil, fmt.Errorf("not a password hash; accepted are %s", acceptedSchemes)
+	return nil, errorf("not a password hash; accepted are %s", acceptedSchemes)
 }
 
 // schemeHint names the schemes that a password file is likely to bring along.
@@ -118,7 +118,7 @@ func parseArgon2id(stored string) (*passwordHash, error) {
 		return nil, errors.New("damaged argon2id parameters; their form is m=19456,t=2,p=1")
 	}
 	if m < 8*p || m > maxArgonMemory || t < 1 || t > maxArgonTime || p < 1 || p > maxArgonThreads || m*t > maxArgonWork {
-		return nil, fmt.Errorf("argon2id parameters m=%d,t=%d,p=%d are out of bounds; at most m=%d (KiB), t=%d, p=%d and m times t %d, at least m=8 a thread",
+		return nil, errorf("argon2id parameters m=%d,t=%d,p=%d are out of bounds; at most m=%d (KiB), t=%d, p=%d and m times t %d, at least m=8 a thread",
 			m, t, p, maxArgonMemory, maxArgonTime, maxArgonThreads, maxArgonWork)
 	}
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(parts[4])
@@ -156,7 +156,7 @@ func parseBcrypt(stored string) (*passwordHash, error) {
 		return nil, errors.New("damaged bcrypt hash; its form is $2y$12$ and 53 characters, 60 in all")
 	}
 	if cost > maxBcryptCost {
-		return nil, fmt.Errorf("bcrypt cost %d is out of bounds; at most %d", cost, maxBcryptCost)
+		return nil, errorf("bcrypt cost %d is out of bounds; at most %d", cost, maxBcryptCost)
 	}
 	return &passwordHash{scheme: "bcrypt", memory: 4, matches: func(password string) bool {
 		return bcrypt.CompareHashAndPassword([]byte(stored), []byte(password)) == nil
@@ -166,7 +166,7 @@ func parseBcrypt(stored string) (*passwordHash, error) {
 // parseShaCrypt reads $6$[rounds=N$]SALT$KEY; magic, keyLength and scheme are the
 // variant's. N=5000 where it is not given.
 func parseShaCrypt(stored, scheme, magic string, keyLength int, newCrypt func() crypt.Crypter) (*passwordHash, error) {
-	damaged := fmt.Errorf("damaged %s hash; its form is %ssalt$key or %srounds=5000$salt$key, the salt at most %d and the key %d characters long",
+	damaged := errorf("damaged %s hash; its form is %ssalt$key or %srounds=5000$salt$key, the salt at most %d and the key %d characters long",
 		scheme, magic, magic, maxShaSalt, keyLength)
 	i := strings.LastIndexByte(stored, '$')
 	setting, key := stored[:i], stored[i+1:]
@@ -180,7 +180,7 @@ func parseShaCrypt(stored, scheme, magic string, keyLength int, newCrypt func() 
 			return nil, damaged
 		}
 		if rounds < minShaRounds || rounds > maxShaRounds {
-			return nil, fmt.Errorf("%s rounds=%d is out of bounds; %d to %d", scheme, rounds, minShaRounds, maxShaRounds)
+			return nil, errorf("%s rounds=%d is out of bounds; %d to %d", scheme, rounds, minShaRounds, maxShaRounds)
 		}
 		salt = rest
 	}
@@ -223,7 +223,7 @@ func checkPassword(password string) error {
 	case password == "":
 		return errors.New("the password is empty; give one, or use --no-password for a user with certificates only")
 	case len(password) > maxPassword:
-		return fmt.Errorf("the password has %d bytes; at most %d", len(password), maxPassword)
+		return errorf("the password has %d bytes; at most %d", len(password), maxPassword)
 	case strings.ContainsAny(password, "\x00\r\n"):
 		return errors.New("the password holds NUL, CR or LF, which no client can send; leave them out")
 	}

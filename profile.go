@@ -72,7 +72,7 @@ func parseQuirk(word string) (quirk, error) {
 		}
 		known = append(known, quirkTable[i].word)
 	}
-	return 0, fmt.Errorf("%s is no quirk; %s", configQuote(word), nearestWord(word, known))
+	return 0, errorf("%s is no quirk; %s", configQuote(word), nearestWord(word, known))
 }
 
 // has tells whether one of these quirks holds for the session. Before login that is for

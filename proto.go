@@ -357,7 +357,7 @@ func unitHint(err error) error {
 	if os.Getenv("INVOCATION_ID") == "" || !errors.Is(err, syscall.EROFS) && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	return fmt.Errorf("%w; it has to belong to the daemon's user, and its unit has to let it in: ReadWritePaths= in a drop-in, below /home BindPaths= too", err)
+	return errorf("%w; it has to belong to the daemon's user, and its unit has to let it in: ReadWritePaths= in a drop-in, below /home BindPaths= too", err)
 }
 
 // login opens the user's files and counts the session as his. Where that cannot be,

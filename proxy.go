@@ -11,7 +11,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -57,7 +56,7 @@ func readProxyHeader(c net.Conn) (proxied, error) {
 	// As much as each version has, the shortest of all being "PROXY UNKNOWN\r\n".
 	head := make([]byte, len(proxySignature), proxyLineMax)
 	if _, err := io.ReadFull(c, head); err != nil {
-		return proxied{}, fmt.Errorf("%w (%w)", errNoProxyHeader, err)
+		return proxied{}, errorf("%w (%w)", errNoProxyHeader, err)
 	}
 	if bytes.Equal(head, proxySignature) {
 		return readProxyBinary(c)
@@ -67,11 +66,11 @@ func readProxyHeader(c net.Conn) (proxied, error) {
 	}
 	for !bytes.HasSuffix(head, []byte("\r\n")) {
 		if len(head) == proxyLineMax {
-			return proxied{}, fmt.Errorf("PROXY header: no line end within %d bytes", proxyLineMax)
+			return proxied{}, errorf("PROXY header: no line end within %d bytes", proxyLineMax)
 		}
 		head = head[:len(head)+1] // byte by byte: what is behind it is not ours
 		if _, err := io.ReadFull(c, head[len(head)-1:]); err != nil {
-			return proxied{}, fmt.Errorf("PROXY header: %w", err)
+			return proxied{}, errorf("PROXY header: %w", err)
 		}
 	}
 	return parseProxyLine(string(head[:len(head)-2]))
@@ -83,7 +82,7 @@ func parseProxyLine(line string) (proxied, error) {
 	if len(fields) >= 2 && fields[1] == "UNKNOWN" { // whatever else stands there
 		return proxied{}, nil
 	}
-	bad := fmt.Errorf("PROXY header: %.120q is not PROXY TCP4 or TCP6, two addresses and two ports", line)
+	bad := errorf("PROXY header: %.120q is not PROXY TCP4 or TCP6, two addresses and two ports", line)
 	if len(fields) != 6 {
 		return proxied{}, bad
 	}
@@ -103,15 +102,15 @@ func parseProxyLine(line string) (proxied, error) {
 func readProxyBinary(c net.Conn) (proxied, error) {
 	var head [proxyBinaryHead - 12]byte
 	if _, err := io.ReadFull(c, head[:]); err != nil {
-		return proxied{}, fmt.Errorf("PROXY header: %w", err)
+		return proxied{}, errorf("PROXY header: %w", err)
 	}
 	n := int(binary.BigEndian.Uint16(head[2:]))
 	if n > proxyBinaryMax {
-		return proxied{}, fmt.Errorf("PROXY header: %d bytes long; at most %d are read", n, proxyBinaryMax)
+		return proxied{}, errorf("PROXY header: %d bytes long; at most %d are read", n, proxyBinaryMax)
 	}
 	rest := make([]byte, n)
 	if _, err := io.ReadFull(c, rest); err != nil {
-		return proxied{}, fmt.Errorf("PROXY header: %w", err)
+		return proxied{}, errorf("PROXY header: %w", err)
 	}
 	return parseProxyBinary(head[0], head[1], rest)
 }
@@ -120,11 +119,11 @@ func readProxyBinary(c net.Conn) (proxied, error) {
 func parseProxyBinary(command, family byte, rest []byte) (proxied, error) {
 	switch {
 	case command>>4 != 2:
-		return proxied{}, fmt.Errorf("PROXY header: version %d; 1 and 2 are known", command>>4)
+		return proxied{}, errorf("PROXY header: version %d; 1 and 2 are known", command>>4)
 	case command&0xf == 0: // LOCAL: the proxy itself, asking whether we are well
 		return proxied{}, nil
 	case command&0xf != 1: // else PROXY
-		return proxied{}, fmt.Errorf("PROXY header: command %d is not known", command&0xf)
+		return proxied{}, errorf("PROXY header: command %d is not known", command&0xf)
 	}
 	size := 0
 	switch family {
@@ -136,7 +135,7 @@ func parseProxyBinary(command, family byte, rest []byte) (proxied, error) {
 		return proxied{}, nil // unspecified, or none that is of use here
 	}
 	if len(rest) < 2*size+4 {
-		return proxied{}, fmt.Errorf("PROXY header: %d bytes are too few for two addresses", len(rest))
+		return proxied{}, errorf("PROXY header: %d bytes are too few for two addresses", len(rest))
 	}
 	from, _ := netip.AddrFromSlice(rest[:size])
 	to, _ := netip.AddrFromSlice(rest[size : 2*size])

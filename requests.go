@@ -793,7 +793,7 @@ func (s *session) doMove(q *request) error {
 func parseMTime(text string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil || t.Year() < 1970 || t.Year() > 9999 {
-		return t, fmt.Errorf("mtime is a time from 1970 on, like %s", time.Date(2026, 11, 21, 12, 0, 0, 500_000_000, time.UTC).Format(time.RFC3339Nano))
+		return t, errorf("mtime is a time from 1970 on, like %s", time.Date(2026, 11, 21, 12, 0, 0, 500_000_000, time.UTC).Format(time.RFC3339Nano))
 	}
 	return t, nil
 }
@@ -801,7 +801,7 @@ func parseMTime(text string) (time.Time, error) {
 func parseMode(text string) (uint32, error) {
 	mode, err := strconv.ParseUint(text, 8, 32)
 	if err != nil || mode > 0o7777 {
-		return 0, fmt.Errorf(`mode is a string of octal digits, as "0644"; special bits are left out`)
+		return 0, errorf(`mode is a string of octal digits, as "0644"; special bits are left out`)
 	}
 	return uint32(mode), nil
 }

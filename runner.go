@@ -67,7 +67,7 @@ type runnerResult struct {
 // runnerLaunch is launcher.run by way of the runner at a socket.
 func runnerLaunch(ctx context.Context, path string, p program, pio programIO) programResult {
 	failed := func(err error) programResult {
-		return programResult{reason: programStartFailed, exit: 126, err: fmt.Errorf("runner: %w; see that berth-runner.socket is active", err)}
+		return programResult{reason: programStartFailed, exit: 126, err: errorf("runner: %w; see that berth-runner.socket is active", err)}
 	}
 	if ctx.Err() != nil {
 		return programResult{reason: programCancelled, exit: -1}
@@ -105,7 +105,7 @@ func runnerLaunch(ctx context.Context, path string, p program, pio programIO) pr
 		return programResult{reason: programCancelled, exit: -1}
 	case started:
 		// What dies with the runner, dies by SIGKILL.
-		return programResult{reason: programSignalled, exit: -1, signal: syscall.SIGKILL, err: fmt.Errorf("runner: %w", err)}
+		return programResult{reason: programSignalled, exit: -1, signal: syscall.SIGKILL, err: errorf("runner: %w", err)}
 	}
 	return failed(err)
 }
@@ -264,7 +264,7 @@ func runnerAllows(stateDir string) func(uid uint32) bool {
 func runnerSocket(path string) (net.Listener, error) {
 	given, err := inheritedSockets([]socketKind{{runnerListener, "unix", nil}})
 	if err == nil && len(given) > 1 {
-		err = fmt.Errorf("systemd passed %d sockets; the runner takes one", len(given))
+		err = errorf("systemd passed %d sockets; the runner takes one", len(given))
 	}
 	if err != nil {
 		return nil, err

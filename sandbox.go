@@ -423,7 +423,7 @@ func (s *helperSpec) isolate() (reach filterReach, lack string, err error) {
 func (s *helperSpec) mount() (over bool, err error) {
 	// System V's shared memory has no names that Landlock would see.
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWIPC); err != nil {
-		return false, fmt.Errorf("unshare: %w", err)
+		return false, errorf("unshare: %w", err)
 	}
 	// Set aside before the rest turns read-only, the mounts below keep what they are.
 	type tree struct {
@@ -442,22 +442,22 @@ func (s *helperSpec) mount() (over bool, err error) {
 			continue
 		}
 		if err != nil {
-			return false, fmt.Errorf("open_tree %s: %w", strconv.Quote(path), err)
+			return false, errorf("open_tree %s: %w", strconv.Quote(path), err)
 		}
 		trees = append(trees, tree{path, fd})
 		// What is mounted here is not to show outside.
 		own := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
 		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &own); err != nil {
-			return false, fmt.Errorf("mount_setattr %s: %w", strconv.Quote(path), err)
+			return false, errorf("mount_setattr %s: %w", strconv.Quote(path), err)
 		}
 	}
 	all := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &all); err != nil {
-		return false, fmt.Errorf("mount_setattr /: %w", err) // it changes all or nothing
+		return false, errorf("mount_setattr /: %w", err) // it changes all or nothing
 	}
 	for _, t := range trees {
 		if err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
-			return true, fmt.Errorf("move_mount %s: %w", strconv.Quote(t.path), err)
+			return true, errorf("move_mount %s: %w", strconv.Quote(t.path), err)
 		}
 	}
 	return false, nil
@@ -497,7 +497,7 @@ func (s *helperSpec) reopen() error {
 	}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
+		return errorf("open %s: %w", path, err)
 	}
 	for _, old := range fds {
 		if err := unix.Dup3(fd, old, 0); err != nil {

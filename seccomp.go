@@ -10,7 +10,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"runtime"
 	"unsafe"
 
@@ -274,7 +273,7 @@ var errNoFilter = errors.New("no filter of system calls")
 func setFilter(reach filterReach) error {
 	prog := seccompFilter(runtime.GOARCH, reach)
 	if prog == nil {
-		return fmt.Errorf("%w for %s", errNoFilter, runtime.GOARCH)
+		return errorf("%w for %s", errNoFilter, runtime.GOARCH)
 	}
 	p := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
 	// Without the flag (Linux 4.17), kernels before 5.16 slow programs down to shield
@@ -290,9 +289,9 @@ func setFilter(reach filterReach) error {
 	case 0:
 		return nil
 	case unix.ENOSYS, unix.EINVAL:
-		return fmt.Errorf("%w: %w", errNoFilter, e)
+		return errorf("%w: %w", errNoFilter, e)
 	}
-	return fmt.Errorf("seccomp: %w", e)
+	return errorf("seccomp: %w", e)
 }
 
 // filterCalls is the numbers of system calls, by the columns of filterArches; 0:

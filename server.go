@@ -133,10 +133,10 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	recent := newRecentLog(log.Handler())
 	log = slog.New(recent)
 	if err := os.MkdirAll(cfg.Server.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
+		return nil, errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
 	}
 	if err := unix.Access(cfg.Server.StateDir, unix.W_OK|unix.X_OK); err != nil {
-		return nil, fmt.Errorf("state directory %s: uid %d may not write in it (%w); chown it to that uid, or set server.state_dir", cfg.Server.StateDir, os.Geteuid(), err)
+		return nil, errorf("state directory %s: uid %d may not write in it (%w); chown it to that uid, or set server.state_dir", cfg.Server.StateDir, os.Geteuid(), err)
 	}
 	us, err := loadUsers(cfg.Server.UsersDir, cfg.Server.StateDir, log)
 	if err != nil {
@@ -718,7 +718,7 @@ func (s *server) passiveAddress(peer, local netip.Addr) (netip.Addr, error) {
 	defer cancel()
 	as, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", tell)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("passive address: %w", err)
+		return netip.Addr{}, errorf("passive address: %w", err)
 	}
 	return as[0].Unmap(), nil
 }

@@ -19,7 +19,6 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -130,7 +129,7 @@ func newTLSKeeper(cfg tlsConfig, stateDir, name string, log *slog.Logger) (*tlsK
 	switch cfg.SessionReuse {
 	case "", "off", "warn", "on":
 	default:
-		return nil, fmt.Errorf(`tls: session_reuse = %q; use "off", "warn" or "on"`, cfg.SessionReuse)
+		return nil, errorf(`tls: session_reuse = %q; use "off", "warn" or "on"`, cfg.SessionReuse)
 	}
 	if (k.cert == "") != (k.key == "") {
 		return nil, errors.New("tls: certificate and key belong together; set both, or neither to have a certificate made")
@@ -139,7 +138,7 @@ func newTLSKeeper(cfg tlsConfig, stateDir, name string, log *slog.Logger) (*tlsK
 		dir := filepath.Join(stateDir, tlsDirectory)
 		k.cert, k.key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 		if err := generateCertificate(dir, name); err != nil {
-			return nil, fmt.Errorf("tls: make a certificate in %s: %w", dir, err)
+			return nil, errorf("tls: make a certificate in %s: %w", dir, err)
 		}
 	}
 	k.base = &tls.Config{
@@ -159,7 +158,7 @@ func newTLSKeeper(cfg tlsConfig, stateDir, name string, log *slog.Logger) (*tlsK
 	// Sealing once makes the ticket keys, which every clone then shares;
 	// otherwise each clone would make its own, unused, at its first handshake.
 	if _, err := k.base.EncryptTicket(tls.ConnectionState{}, &tls.SessionState{}); err != nil {
-		return nil, fmt.Errorf("tls: ticket keys: %w", err)
+		return nil, errorf("tls: ticket keys: %w", err)
 	}
 	m, err := k.load()
 	if err != nil {
@@ -254,21 +253,21 @@ func (k *tlsKeeper) load() (*tlsMaterial, error) {
 	m := &tlsMaterial{stamps: stamps}
 	pair, err := tls.LoadX509KeyPair(k.cert, k.key)
 	if err != nil {
-		return nil, fmt.Errorf("tls: certificate %s with key %s: %w", k.cert, k.key, err)
+		return nil, errorf("tls: certificate %s with key %s: %w", k.cert, k.key, err)
 	}
 	if pair.Leaf == nil { // only with GODEBUG=x509keypairleaf=0
 		if pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
-			return nil, fmt.Errorf("tls: certificate %s: %w", k.cert, err)
+			return nil, errorf("tls: certificate %s: %w", k.cert, err)
 		}
 	}
 	if k.cfg.ClientCA != "" {
 		text, err := os.ReadFile(k.cfg.ClientCA)
 		if err != nil {
-			return nil, fmt.Errorf("tls: client_ca: %w", err)
+			return nil, errorf("tls: client_ca: %w", err)
 		}
 		m.cas = x509.NewCertPool()
 		if !m.cas.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("tls: client_ca %s: no certificate in it; it must hold PEM blocks", k.cfg.ClientCA)
+			return nil, errorf("tls: client_ca %s: no certificate in it; it must hold PEM blocks", k.cfg.ClientCA)
 		}
 	}
 	m.certs = []tls.Certificate{pair}
@@ -284,7 +283,7 @@ func (k *tlsKeeper) stamps() (s [3]tlsStamp, err error) {
 		}
 		var st syscall.Stat_t
 		if err := syscall.Stat(name, &st); err != nil {
-			return s, fmt.Errorf("tls: %w", &fs.PathError{Op: "stat", Path: name, Err: err})
+			return s, errorf("tls: %w", &fs.PathError{Op: "stat", Path: name, Err: err})
 		}
 		s[i] = tlsStamp{ino: uint64(st.Ino), size: int64(st.Size), mtime: st.Mtim, changed: st.Ctim}
 	}
@@ -562,7 +561,7 @@ func generateCertificate(dir, name string) error {
 	if err == nil && len(entries) > 0 {
 		for _, f := range []string{"cert.pem", "key.pem"} {
 			if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
-				return fmt.Errorf("%w; put it back, or remove the directory to have a new pair made", err)
+				return errorf("%w; put it back, or remove the directory to have a new pair made", err)
 			}
 		}
 		return nil

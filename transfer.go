@@ -17,7 +17,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
-	"fmt"
 	"hash"
 	"hash/crc32"
 	"io"
@@ -456,7 +455,7 @@ func (x *transfer) receiveCopy(u *upload, c coding, sum hash.Hash) error {
 		in := &countReader{r: r}
 		z, err := zlib.NewReader(in)
 		if err != nil {
-			return fmt.Errorf("MODE Z: %w", err)
+			return errorf("MODE Z: %w", err)
 		}
 		r = &bombGuard{r: z, in: in}
 	}

@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -503,7 +502,7 @@ func (u *upload) commit() error {
 			} else {
 				u.discard() // nobody knows what of it the disk has
 			}
-			return fmt.Errorf("fdatasync: %w", err)
+			return errorf("fdatasync: %w", err)
 		}
 	} else if u.old.isFile() {
 		// ext4 begins writing a file out when it replaces another (ext4(5),

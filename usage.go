@@ -238,7 +238,7 @@ func (c *userCommand) readUsage() (lines []*usageLine, err error) {
 	if c.name != "" {
 		e := set.entries[c.name]
 		if e == nil || e.user == nil {
-			return nil, fmt.Errorf("there is no user %q in %s", c.name, c.users.dir)
+			return nil, errorf("there is no user %q in %s", c.name, c.users.dir)
 		}
 		all = []*user{e.user}
 	}
@@ -249,7 +249,7 @@ func (c *userCommand) readUsage() (lines []*usageLine, err error) {
 	case errors.Is(err, fs.ErrNotExist):
 		note = "berth does not run, and left no ledger: nothing was counted yet"
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, errorf("%s: %w", file, err)
 	case !clean:
 		note = "no berth is heard on its local socket, and none ended in order: these are the figures that were last saved, and may be off"
 	}

@@ -196,7 +196,7 @@ func userNumber(word string) (string, error) {
 	}
 	n, err := strconv.ParseInt(word, 10, 64)
 	if err != nil || n < 0 {
-		return "", fmt.Errorf("%s is not a number; write it like 1000", configQuote(word))
+		return "", errorf("%s is not a number; write it like 1000", configQuote(word))
 	}
 	return strconv.FormatInt(n, 10), nil
 }
@@ -206,7 +206,7 @@ func userString(word string) (string, error) {
 		return "", nil
 	}
 	if !utf8.ValidString(word) {
-		return "", fmt.Errorf("%s is not UTF-8, which a user file must be", configQuote(word))
+		return "", errorf("%s is not UTF-8, which a user file must be", configQuote(word))
 	}
 	return tomlString(word), nil
 }
@@ -288,7 +288,7 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 	if v.all {
 		set.Func("sort", "`BY`: name, or used for who stores most first", func(word string) error {
 			if c.sort = word; word != "name" && word != "used" {
-				return fmt.Errorf("%s is neither name nor used", configQuote(word))
+				return errorf("%s is neither name nor used", configQuote(word))
 			}
 			return nil
 		})
@@ -333,10 +333,10 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 	set.Func("share", "`NAME=PATH[:rw]`: show a directory as /NAME, read-only without :rw; no PATH takes it away; may be repeated", func(word string) error {
 		name, path, ok := strings.Cut(word, "=")
 		if !ok {
-			return fmt.Errorf("%s has no \"=\"; write public=/srv/public or public=/srv/public:rw", configQuote(word))
+			return errorf("%s has no \"=\"; write public=/srv/public or public=/srv/public:rw", configQuote(word))
 		}
 		if !utf8.ValidString(word) {
-			return fmt.Errorf("%s is not UTF-8, which a user file must be", configQuote(word))
+			return errorf("%s is not UTF-8, which a user file must be", configQuote(word))
 		}
 		c.shares[name] = path
 		return checkShareName(name)
@@ -345,7 +345,7 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 		set.BoolFunc(name, help, func(word string) error {
 			on, err := strconv.ParseBool(word)
 			if err != nil {
-				return fmt.Errorf("%s is not a yes or no; leave it out, or write =true or =false", configQuote(word))
+				return errorf("%s is not a yes or no; leave it out, or write =true or =false", configQuote(word))
 			}
 			c.edits[key] = strconv.FormatBool(on == (value == "true"))
 			return nil
@@ -373,13 +373,13 @@ func (c *userCommand) parse(v *userVerb, args []string) error {
 	}
 	switch {
 	case v.nameless && len(names) > 0:
-		return fmt.Errorf("takes no name, got %s", configQuote(names[0]))
+		return errorf("takes no name, got %s", configQuote(names[0]))
 	case v.nameless, v.all && len(names) == 0:
 		return nil
 	case len(names) == 0:
-		return fmt.Errorf("which user? write berth user %s NAME", v.name)
+		return errorf("which user? write berth user %s NAME", v.name)
 	case len(names) > 1:
-		return fmt.Errorf("one user at a time, got %s and %s", configQuote(names[0]), configQuote(names[1]))
+		return errorf("one user at a time, got %s and %s", configQuote(names[0]), configQuote(names[1]))
 	}
 	c.name = names[0]
 	ways := 0
@@ -403,10 +403,10 @@ func userFlagError(set *flag.FlagSet, err error) error {
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
 		var known []string
 		set.VisitAll(func(f *flag.Flag) { known = append(known, f.Name) })
-		return fmt.Errorf("no flag --%s; %s", name, nearestWord(name, known))
+		return errorf("no flag --%s; %s", name, nearestWord(name, known))
 	}
 	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
-		return fmt.Errorf("--%s needs a value; write %s", name, userFlagForm(set.Lookup(name)))
+		return errorf("--%s needs a value; write %s", name, userFlagForm(set.Lookup(name)))
 	}
 	// invalid value "x" for flag -name: problem
 	if _, rest, ok := strings.Cut(text, " for flag -"); ok {
@@ -474,7 +474,7 @@ func (c *userCommand) add() error {
 	}
 	defer unlock()
 	if _, err := os.Lstat(c.users.path(c.name)); err == nil {
-		return fmt.Errorf("user %q exists already; change him with berth user set or passwd", c.name)
+		return errorf("user %q exists already; change him with berth user set or passwd", c.name)
 	}
 	// All that can be wrong is said before a password is asked for.
 	start := []byte("# A user of berth. \"berth user set " + c.name + "\" changes it, and so may you.\n")
@@ -508,11 +508,11 @@ func (c *userCommand) scan() error {
 		return errs
 	}
 	if e == nil {
-		return fmt.Errorf("there is no user %q in %s", c.name, c.users.dir)
+		return errorf("there is no user %q in %s", c.name, c.users.dir)
 	}
 	u := e.user
 	if u.Quota == "filesystem" {
-		return fmt.Errorf("user %q has quota = \"filesystem\": the kernel counts, and berth does not", c.name)
+		return errorf("user %q has quota = \"filesystem\": the kernel counts, and berth does not", c.name)
 	}
 	for _, socket := range c.local {
 		conn, err := net.Dial("unix", socket)
@@ -528,10 +528,10 @@ func (c *userCommand) scan() error {
 	l := newLedger(c.users.stateDir, slog.New(slog.DiscardHandler))
 	defer l.close()
 	if l.lock == nil && !errors.Is(l.noLock, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("the ledger cannot be written: %w", l.noLock)
+		return errorf("the ledger cannot be written: %w", l.noLock)
 	}
 	if l.lock == nil {
-		return fmt.Errorf("berth runs, and does not answer on its local socket (listen.local is %q)", c.local)
+		return errorf("berth runs, and does not answer on its local socket (listen.local is %q)", c.local)
 	}
 	if _, err := os.Stat(u.Home); err != nil {
 		return err
@@ -564,7 +564,7 @@ func (c *userCommand) scanOnline(conn net.Conn) error {
 		for {
 			line, err := r.ReadString('\n')
 			if err != nil {
-				return "", "", fmt.Errorf("the daemon hung up: %w", err)
+				return "", "", errorf("the daemon hung up: %w", err)
 			}
 			if line = strings.TrimRight(line, "\r\n"); len(line) > 3 && line[3] == ' ' {
 				return line[:3], line[4:], nil
@@ -572,7 +572,7 @@ func (c *userCommand) scanOnline(conn net.Conn) error {
 		}
 	}
 	if code, text, err := answer(); err != nil || code != "220" {
-		return cmp.Or(err, fmt.Errorf("the daemon said %s %s", code, text))
+		return cmp.Or(err, errorf("the daemon said %s %s", code, text))
 	}
 	fmt.Fprintf(conn, "SITE SCAN %s\r\n", c.name)
 	code, text, err := answer()
@@ -580,7 +580,7 @@ func (c *userCommand) scanOnline(conn net.Conn) error {
 		return err
 	}
 	if code != "211" {
-		return fmt.Errorf("the daemon said: %s", text)
+		return errorf("the daemon said: %s", text)
 	}
 	fmt.Fprintln(c.stdout, text)
 	fmt.Fprint(conn, "QUIT\r\n")
@@ -844,7 +844,7 @@ func (c *userCommand) readPassword() (string, error) {
 		// One byte more than may be, so that a longer one is refused and not cut.
 		line, err := bufio.NewReader(io.LimitReader(c.stdin, maxPassword+3)).ReadString('\n')
 		if err != nil && err != io.EOF {
-			return "", fmt.Errorf("read the password from standard input: %w", err)
+			return "", errorf("read the password from standard input: %w", err)
 		}
 		return strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"), nil
 	}
@@ -856,7 +856,7 @@ func (c *userCommand) readPassword() (string, error) {
 	// the program in the middle.
 	state, err := term.MakeRaw(int(f.Fd()))
 	if err != nil {
-		return "", fmt.Errorf("set up the terminal: %w; use --password-stdin", err)
+		return "", errorf("set up the terminal: %w; use --password-stdin", err)
 	}
 	defer term.Restore(int(f.Fd()), state)
 	t := term.NewTerminal(struct {

@@ -31,11 +31,11 @@ func (c *userCommand) lock(create bool) (unlock func(), err error) {
 	dir := c.users.dir
 	if _, err := os.Stat(dir); create && errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
-			return nil, fmt.Errorf("make the users directory: %w", err)
+			return nil, errorf("make the users directory: %w", err)
 		}
 		if st, err := os.Stat(c.users.stateDir); err == nil && os.Geteuid() == 0 {
 			if err := os.Chown(dir, -1, int(st.Sys().(*syscall.Stat_t).Gid)); err != nil {
-				return nil, fmt.Errorf("give the users directory its group: %w", err)
+				return nil, errorf("give the users directory its group: %w", err)
 			}
 		}
 	}
@@ -44,11 +44,11 @@ func (c *userCommand) lock(create bool) (unlock func(), err error) {
 		return nil, c.unknown(nil)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open the users directory: %w", err)
+		return nil, errorf("open the users directory: %w", err)
 	}
 	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
 		d.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, errorf("lock %s: %w", dir, err)
 	}
 	return func() { d.Close() }, nil
 }
@@ -56,9 +56,9 @@ func (c *userCommand) lock(create bool) (unlock func(), err error) {
 // unknown says that there is no such user, and whom may have been meant.
 func (c *userCommand) unknown(known []string) error {
 	if len(known) == 0 {
-		return fmt.Errorf("no user %q in %s, and no other; make one with berth user add %s", c.name, c.users.dir, c.name)
+		return errorf("no user %q in %s, and no other; make one with berth user add %s", c.name, c.users.dir, c.name)
 	}
-	return fmt.Errorf("no user %q in %s; %s", c.name, c.users.dir, nearestWord(c.name, known))
+	return errorf("no user %q in %s; %s", c.name, c.users.dir, nearestWord(c.name, known))
 }
 
 // read is the bytes of the user's file.
@@ -72,7 +72,7 @@ func (c *userCommand) read() ([]byte, error) {
 		return nil, c.unknown(known)
 	}
 	if err != nil && !errors.As(err, new(*fs.PathError)) {
-		err = fmt.Errorf("%s: %w", c.users.path(c.name), err)
+		err = errorf("%s: %w", c.users.path(c.name), err)
 	}
 	return data, err
 }
@@ -101,7 +101,7 @@ func (c *userCommand) edited(data []byte) ([]byte, error) {
 	}
 	data, err := editUserFile(data, edits)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; mend it by hand", c.users.path(c.name), err)
+		return nil, errorf("%s: %w; mend it by hand", c.users.path(c.name), err)
 	}
 	u, errs := parseUserFile(c.users.path(c.name), c.name, data, c.users.dir, c.users.stateDir)
 	if len(errs) > 0 {
@@ -160,7 +160,7 @@ func (c *userCommand) write(data []byte) error {
 
 	f, err := os.CreateTemp(dir, "."+c.name+"-*") // mode 0600; the loader ignores the dot
 	if err != nil {
-		return fmt.Errorf("write the user file: %w", err)
+		return errorf("write the user file: %w", err)
 	}
 	defer os.Remove(f.Name()) // in vain once it is renamed
 	defer f.Close()
@@ -170,16 +170,16 @@ func (c *userCommand) write(data []byte) error {
 		}
 	}
 	if _, err := f.Write(data); err != nil {
-		return fmt.Errorf("write the user file: %w", err)
+		return errorf("write the user file: %w", err)
 	}
 	if err := f.Chmod(mode); err != nil {
-		return fmt.Errorf("write the user file: %w", err)
+		return errorf("write the user file: %w", err)
 	}
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("write the user file: %w", err)
+		return errorf("write the user file: %w", err)
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("write the user file: %w", err)
+		return errorf("write the user file: %w", err)
 	}
 	return syncUserDir(dir)
 }
@@ -192,7 +192,7 @@ func syncUserDir(dir string) error {
 	}
 	defer d.Close()
 	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
+		return errorf("sync %s: %w", dir, err)
 	}
 	return nil
 }
@@ -241,7 +241,7 @@ func tomlStatements(data []byte) ([]tomlStatement, error) {
 		list = append(list, s)
 	}
 	if err := p.Error(); err != nil {
-		return nil, fmt.Errorf("line %d: %w", parsedLines(data, list), err)
+		return nil, errorf("line %d: %w", parsedLines(data, list), err)
 	}
 	return list, nil
 }

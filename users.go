@@ -81,7 +81,7 @@ func parsePermission(word string) (permission, error) {
 	if i := slices.Index(permissionNames[:], word); i >= 0 {
 		return 1 << i, nil
 	}
-	return 0, fmt.Errorf("%s is no permission; %s", configQuote(word), nearestWord(word, permissionNames[:]))
+	return 0, errorf("%s is no permission; %s", configQuote(word), nearestWord(word, permissionNames[:]))
 }
 
 // nearestWord ends an error about a word that is none of known: the one that may have
@@ -168,9 +168,9 @@ var userNameShape = regexp.MustCompile(`^[a-z0-9_][a-z0-9_.-]{0,31}$`)
 func checkUserName(name string) error {
 	switch {
 	case !userNameShape.MatchString(name):
-		return fmt.Errorf("%s is no user name; use 1 to 32 of a-z, 0-9, _, - and ., not beginning with . or -", configQuote(name))
+		return errorf("%s is no user name; use 1 to 32 of a-z, 0-9, _, - and ., not beginning with . or -", configQuote(name))
 	case strings.HasSuffix(name, userSuffix):
-		return fmt.Errorf("%q is no user name, since it ends like a user file; use %q", name, cmp.Or(strings.TrimSuffix(name, userSuffix), "NAME"))
+		return errorf("%q is no user name, since it ends like a user file; use %q", name, cmp.Or(strings.TrimSuffix(name, userSuffix), "NAME"))
 	case name == "root":
 		// The system's root has rights here (the admin verbs on the local socket)
 		// that a password for "root" would seem to give and does not.
@@ -188,7 +188,7 @@ func normalFingerprint(s string) (string, error) {
 	digits, ok := strings.CutPrefix(strings.ToLower(s), fingerprintPrefix)
 	digits = strings.ReplaceAll(digits, ":", "")
 	if raw, err := hex.DecodeString(digits); !ok || err != nil || len(raw) != sha256.Size {
-		return "", fmt.Errorf(`%s is no certificate fingerprint; write "sha256:" and 64 hex digits`, configQuote(s))
+		return "", errorf(`%s is no certificate fingerprint; write "sha256:" and 64 hex digits`, configQuote(s))
 	}
 	return fingerprintPrefix + digits, nil
 }
@@ -343,7 +343,7 @@ func checkUserDir(dir, usersDir, stateDir string, bad func(problem string)) stri
 func checkShareName(name string) error {
 	if name == "" || name == "." || name == ".." || len(name) > 255 ||
 		strings.HasPrefix(name, ".berth-") || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == '/' || r == 0x7f }) {
-		return fmt.Errorf(`%s cannot be the name of a share; use one name without "/", as "public"`, configQuote(name))
+		return errorf(`%s cannot be the name of a share; use one name without "/", as "public"`, configQuote(name))
 	}
 	return nil
 }
@@ -492,9 +492,9 @@ func (us *users) path(name string) string { return filepath.Join(us.dir, name+us
 // check may not read it: it has hashes in it, and is for root and the daemon.
 func usersDirError(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w; it is for root and the daemon: use sudo", errors.Unwrap(err))
+		return errorf("%w; it is for root and the daemon: use sudo", errors.Unwrap(err))
 	}
-	return fmt.Errorf("%w; correct server.users_dir", errors.Unwrap(err))
+	return errorf("%w; correct server.users_dir", errors.Unwrap(err))
 }
 
 // list is the names of the user files, sorted. Files whose names begin with "." are
@@ -579,11 +579,11 @@ func (us *users) readUserFile(name string) ([]byte, fileStamp, fs.FileMode, erro
 		return nil, stamp, 0, errors.New("not a regular file")
 	}
 	if mode.Perm()&0o002 != 0 {
-		return nil, stamp, 0, fmt.Errorf("mode %04o lets anyone on this machine change the user; chmod 600 it", mode.Perm())
+		return nil, stamp, 0, errorf("mode %04o lets anyone on this machine change the user; chmod 600 it", mode.Perm())
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
 	if err == nil && len(data) > maxUserFile {
-		err = fmt.Errorf("longer than %v", byteSize(maxUserFile))
+		err = errorf("longer than %v", byteSize(maxUserFile))
 	}
 	return data, stamp, mode, err
 }

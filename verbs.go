@@ -127,7 +127,7 @@ func (inv *invocation) bytes(name string) int64 {
 // wholeNumber, aDuration and aSize are checks of options.
 func wholeNumber(value string) error {
 	if n, err := strconv.Atoi(value); err != nil || n < 0 {
-		return fmt.Errorf("%s is not a number; write one as 4", configQuote(value))
+		return errorf("%s is not a number; write one as 4", configQuote(value))
 	}
 	return nil
 }
@@ -138,14 +138,14 @@ func aSize(value string) error { return new(byteSize).UnmarshalText([]byte(value
 
 func aboveZero(value string) error {
 	if n, err := strconv.Atoi(value); err != nil || n < 1 {
-		return fmt.Errorf("%s is not a number above 0; write one as 4", configQuote(value))
+		return errorf("%s is not a number above 0; write one as 4", configQuote(value))
 	}
 	return nil
 }
 
 func portNumber(value string) error {
 	if n, err := strconv.Atoi(value); err != nil || n < 1 || n > 65535 {
-		return fmt.Errorf("%s is not a port; write a number from 1 to 65535", configQuote(value))
+		return errorf("%s is not a port; write a number from 1 to 65535", configQuote(value))
 	}
 	return nil
 }
