@@ -217,7 +217,7 @@ func dialDaemon(path string) (*daemonLink, error) {
 	case err != nil:
 		return nil, &connError{path + ": " + err.Error(), err}
 	}
-	d := &daemonLink{path: path, conn: conn, r: bufio.NewReaderSize(conn, maxLine)}
+	d := &daemonLink{path: path, conn: conn, r: newReader(conn, maxLine)}
 	for _, step := range []struct{ send, want string }{{"", "220"}, {"FRAM 1\r\n", "200"}} {
 		io.WriteString(conn, step.send)
 		code, text, err := d.reply()

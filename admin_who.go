@@ -237,7 +237,7 @@ func whoRows(all []whoEntry, narrow bool, now time.Time) [][]string {
 			rate = humanBytes(e.Rate) + "/s"
 		}
 		if narrow {
-			short := strings.NewReplacer(" ", "", "iB", "")
+			short := newReplacer(" ", "", "iB", "")
 			progress, rate = short.Replace(progress), short.Replace(rate)
 		}
 		rows = append(rows, []string{strconv.FormatUint(e.ID, 10), dash(e.User), e.Protocol, dash(address), since, dash(verb), dash(file), dash(progress), dash(rate)})

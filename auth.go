@@ -200,7 +200,7 @@ func (a *authenticator) verifyAs(ctx context.Context, method string, only []stri
 	hash, reason := a.dummy, u.barred(peer)
 	switch {
 	case reason != "":
-	case only != nil && !slices.Contains(only, name):
+	case only != nil && !inList(only, name):
 		reason = reasonNotAllowed
 	case u.hash != nil && password != "" && len(password) <= maxPassword:
 		hash = u.hash
@@ -336,6 +336,8 @@ func (u *user) barred(peer netip.Addr) string {
 
 // allowRule is the entry of allow_from that has peer, or -1. The zero Addr, the other
 // end of a unix socket, is this machine: it passes where loopback does.
+//
+//go:noinline
 func (u *user) allowRule(peer netip.Addr) int {
 	return slices.IndexFunc(u.AllowFrom, func(n network) bool {
 		if !peer.IsValid() {

@@ -68,6 +68,8 @@ func (e *remoteRefusal) Error() string {
 }
 
 // refusedFor tells whether err is the server's no for that reason.
+//
+//go:noinline
 func refusedFor(err error, reason string) bool {
 	var no *remoteRefusal
 	return errors.As(err, &no) && no.Reason == reason
@@ -83,6 +85,8 @@ func (e *connError) Error() string { return e.text }
 func (e *connError) Unwrap() error { return e.err }
 
 // isConnError tells whether err is worth another connection.
+//
+//go:noinline
 func isConnError(err error) bool {
 	var c *connError
 	return errors.As(err, &c)
@@ -391,6 +395,8 @@ func (c *remote) do(q remoteRequest) (*remoteAnswer, error) { return c.ask(q, re
 
 // list asks for a listing and calls each with every line of it, without its LF; the
 // line is valid during the call.
+//
+//go:noinline
 func (c *remote) list(path string, recursive bool, each func(line []byte) error) (*remoteAnswer, error) {
 	return c.lines(remoteRequest{Do: "list", Path: path, Recursive: recursive}, each)
 }

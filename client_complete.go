@@ -142,9 +142,9 @@ func (inv *invocation) completeNames(word, kind string, offer func(string)) {
 		return
 	}
 	directories := kind == completeHostDir || kind == completeExec
-	dir, letters := p.path, strings.NewReplacer()
+	dir, letters := p.path, newReplacer()
 	if !directories { // names with "*" in them would be patterns
-		dir, letters = p.plain(), strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`)
+		dir, letters = p.plain(), newReplacer("*", `\*`, "?", `\?`, "[", `\[`)
 	}
 	hidden := strings.HasPrefix(word[len(head):], ".")
 	left := completeNames
@@ -197,11 +197,13 @@ func (v *verb) completes() (kind string, words []string) {
 }
 
 // completes tells what the value of an option is completed with.
+//
+//go:noinline
 func (o *option) completes() (kind string, words []string) {
 	switch {
 	case len(o.values) > 0:
 		return completeNothing, o.values
-	case slices.Contains([]string{"FILE", "DIR", "PATH"}, o.arg):
+	case inList([]string{"FILE", "DIR", "PATH"}, o.arg):
 		return completeFiles, nil
 	case o.arg == "HOST":
 		return completeHosts, nil
@@ -224,7 +226,7 @@ func completedVerbs() []verb {
 func completedNames(list []verb, before string) []verb {
 	var found []verb
 	for _, v := range list {
-		if name, ok := strings.CutPrefix(v.name, before); ok && !strings.Contains(name, " ") {
+		if name, ok := cutPrefix(v.name, before); ok && !strings.Contains(name, " ") {
 			v.name = name
 			found = append(found, v)
 		}
@@ -232,6 +234,7 @@ func completedNames(list []verb, before string) []verb {
 	return found
 }
 
+//go:noinline
 func joinedNames(list []verb) string {
 	var names []string
 	for i := range list {
@@ -361,7 +364,7 @@ func completionZsh() string {
 
 // zshOption is a specification for _arguments.
 func zshOption(o *option, action func(string, []string) string) string {
-	help := "[" + strings.NewReplacer(`\`, `\\`, "[", `\[`, "]", `\]`).Replace(o.help) + "]"
+	help := "[" + newReplacer(`\`, `\\`, "[", `\[`, "]", `\]`).Replace(o.help) + "]"
 	if o.arg != "" {
 		kind, words := o.completes()
 		help += ":" + zshColons(o.arg) + ":" + action(kind, words)
@@ -468,7 +471,7 @@ func fishQuote(s string) string {
 	if s == shellQuote(s) {
 		return s
 	}
-	return "'" + strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(s) + "'"
+	return "'" + newReplacer(`\`, `\\`, "'", `\'`).Replace(s) + "'"
 }
 
 const completeBash = `

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -58,6 +57,8 @@ func (inv *invocation) copying(b *box, toStdout bool) *copying {
 }
 
 // job is a job with what the command line says of all of them.
+//
+//go:noinline
 func (x *copying) job(put bool, local, remote, name string) *transferJob {
 	keep := x.inv.on("preserve")
 	return &transferJob{put: put, local: local, remote: remote, name: name, size: -1, resume: x.inv.on("continue"), setMode: keep, setTime: keep}
@@ -106,7 +107,7 @@ func (x *copying) getTree(p place, local string) (done bool, err error) {
 	if err != nil || a.Type != "dir" {
 		return false, err
 	}
-	name := path.Base(path.Clean("/" + p.path))
+	name := baseName(path.Clean("/" + p.path))
 	return true, x.tree(false, local, p.path, strings.TrimPrefix(name, "/"))
 }
 
@@ -143,7 +144,7 @@ func (x *copying) end() error {
 	}
 	if err == errInterrupted || exitCode(err) == exitNoConn && x.box.met() {
 		// What came by standard input or went to standard output is not there any more.
-		if !x.inv.on("quiet") && x.inv.verb.name != "cat" && !slices.Contains(x.inv.args, "-") {
+		if !x.inv.on("quiet") && x.inv.verb.name != "cat" && !inList(x.inv.args, "-") {
 			if left > 0 && !interrupted {
 				fmt.Fprintf(x.inv.stderr, "berth %s: files that were not moved: %d\n", x.inv.verb.name, left)
 			}
@@ -264,7 +265,7 @@ func (inv *invocation) fetchTo(words []string, target string) error {
 	}
 	x.prog.start()
 	for _, p := range places {
-		name := path.Base(path.Clean("/" + p.path))
+		name := baseName(path.Clean("/" + p.path))
 		local := target
 		if into && name != "/" {
 			if why := badRemoteName(name); why != "" {
@@ -374,7 +375,7 @@ func runPut(inv *invocation) error {
 		}
 		shown := name
 		if name == "-" {
-			shown = path.Base(remote)
+			shown = baseName(remote)
 		}
 		x.engine.add(x.job(true, name, remote, shown))
 	}

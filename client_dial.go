@@ -74,7 +74,7 @@ func dialLines(ctx context.Context, spec *hostSpec, silence time.Duration) (*rem
 // open reads the greeting, starts TLS and asks for frames.
 func (c *remote) open(conn net.Conn, spec *hostSpec) (*bufio.Reader, error) {
 	c.conn = conn
-	in := bufio.NewReaderSize(livelyReader{c, conn}, clientBuffer)
+	in := newReader(livelyReader{c, conn}, clientBuffer)
 	wait := min(dialTimeout, c.silence)
 	ask := func(line, want, otherwise string) error {
 		conn.SetDeadline(time.Now().Add(wait))
@@ -110,7 +110,7 @@ func (c *remote) open(conn net.Conn, spec *hostSpec) (*bufio.Reader, error) {
 		if err != nil {
 			return nil, err
 		}
-		batch := &batchConn{Conn: conn, in: bufio.NewReaderSize(livelyReader{c, conn}, clientBuffer)}
+		batch := &batchConn{Conn: conn, in: newReader(livelyReader{c, conn}, clientBuffer)}
 		tc := tls.Client(batch, cfg)
 		conn.SetDeadline(time.Now().Add(wait))
 		if err := tc.Handshake(); err != nil {
@@ -127,7 +127,7 @@ func (c *remote) open(conn net.Conn, spec *hostSpec) (*bufio.Reader, error) {
 		if err := spec.checkCertificate(tc.ConnectionState()); err != nil {
 			return nil, err
 		}
-		c.conn, in = tc, bufio.NewReaderSize(tc, maxGreeting)
+		c.conn, in = tc, newReader(tc, maxGreeting)
 	}
 	if err := ask("FRAM 1", "200", notBerth); err != nil {
 		return nil, err

@@ -13,7 +13,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"io"
 	"net"
@@ -181,7 +180,7 @@ func (f *farBox) reach() bool {
 		}
 	}
 	for i, a := range addrs {
-		at, err, l := net.JoinHostPort(a.String(), f.port), errs[i], levelFail
+		at, err, l := joinHostPort(a.String(), f.port), errs[i], levelFail
 		if f.address.IsValid() {
 			l = levelWarn // there is another way
 		}
@@ -218,7 +217,7 @@ func filtered(err error) bool {
 }
 
 func (f *farBox) connect(a netip.Addr, port string) (net.Conn, error) {
-	return (&net.Dialer{Timeout: farDial}).DialContext(f.ctx, "tcp", net.JoinHostPort(a.String(), port))
+	return (&net.Dialer{Timeout: farDial}).DialContext(f.ctx, "tcp", joinHostPort(a.String(), port))
 }
 
 // knock connects and hangs up.
@@ -270,7 +269,7 @@ func (f *farBox) greet() bool {
 		return false
 	}
 	context.AfterFunc(f.ctx, func() { conn.Close() })
-	f.ftp = &farFTP{conn, bufio.NewReaderSize(conn, maxGreeting)}
+	f.ftp = &farFTP{conn, newReader(conn, maxGreeting)}
 	code, text, said := f.ftp.ask("")
 	switch {
 	case code == 0 && text == "":
@@ -335,7 +334,7 @@ func (f *farBox) secure() bool {
 	f.ftp.conn.SetDeadline(time.Time{}) // a person may be asked
 	cs := conn.ConnectionState()
 	f.say(levelOK, "tls|$1, $2", tls.VersionName(cs.Version), cipherName(cs.CipherSuite))
-	f.ftp = &farFTP{conn, bufio.NewReaderSize(conn, maxGreeting)}
+	f.ftp = &farFTP{conn, newReader(conn, maxGreeting)}
 	f.secured = true
 	f.certificate(cs)
 	f.dataTLS = cfg
@@ -635,7 +634,7 @@ func (f *farBox) fetch(conn net.Conn) (string, error) {
 func (f *farBox) activeMode() {
 	local, _ := netip.ParseAddrPort(f.ftp.conn.LocalAddr().String())
 	a := local.Addr().Unmap()
-	ln, err := net.Listen("tcp", net.JoinHostPort(a.String(), "0"))
+	ln, err := net.Listen("tcp", joinHostPort(a.String(), "0"))
 	if err != nil {
 		return
 	}
@@ -669,7 +668,7 @@ func (f *farBox) activeMode() {
 func (f *farBox) write() {
 	content := make([]byte, farFile)
 	rand.Read(content)
-	name := "doctor-" + hex.EncodeToString(content[:8]) + ".tmp"
+	name := "doctor-" + hexText(content[:8]) + ".tmp"
 	f.ftp.ask("TYPE I")
 	move := func(command string) (net.Conn, error) {
 		at, err := f.epsv()

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -181,7 +180,7 @@ func (f *farBox) portRanges(states map[uint16]portState, want portState) string 
 
 func (f *farBox) datagrams() {
 	spec := *f.spec
-	spec.address = net.JoinHostPort(f.address.String(), f.port)
+	spec.address = joinHostPort(f.address.String(), f.port)
 	b := &box{spec: &spec, silence: f.box.silence, ctx: f.ctx}
 	s, err := datagramTime(b)
 	if err != nil {
@@ -232,7 +231,7 @@ func (f *farBox) pages() {
 	if !f.isBerth || !farOutsideBox(f.address) {
 		return
 	}
-	at := net.JoinHostPort(f.address.String(), farHTTPPort)
+	at := joinHostPort(f.address.String(), farHTTPPort)
 	status, page, _ := f.fetchPage(at, "/metrics")
 	if status == httpOK && hasText(page, "berth_build_info") {
 		f.say(levelNote, "http|http://$1/metrics is open to everybody here, and names users|@listen.http = [\"127.0.0.1:9621\"]|@http.users = [\"USER\"]", at)

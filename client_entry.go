@@ -176,6 +176,7 @@ func scanListLine(line []byte, e *treeEntry) bool {
 
 func borrowed(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
+//go:noinline
 func skipText(b []byte, text string) ([]byte, bool) {
 	if len(b) < len(text) || string(b[:len(text)]) != text {
 		return nil, false

@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,6 +73,8 @@ func runExec(inv *invocation) error {
 }
 
 // firstArg is the first argument, or "", which is the box of BERTH_URL or of the shell.
+//
+//go:noinline
 func (inv *invocation) firstArg() string {
 	if len(inv.args) == 0 {
 		return ""
@@ -136,7 +137,7 @@ func (x *execution) request() (q remoteRequest, err error) {
 		q.TTY = q.TTY || x.in != nil && q.Stdin
 	case len(words) == 0:
 		return q, usageErr("which command? %s may run %s on %s", who, commandNames(may), x.c.host)
-	case !inv.on("shell") && slices.Contains(may.Commands, words[0]):
+	case !inv.on("shell") && inList(may.Commands, words[0]):
 		q.Command, q.Args = words[0], words[1:]
 	case may.Shell:
 		// As ssh does it: the words become one line, and the shell there takes it apart.
@@ -399,6 +400,7 @@ func (x *execution) stderr(p []byte) error {
 	return nil
 }
 
+//go:noinline
 func (x *execution) hand(o execOutput) (kept bool, err error) {
 	select {
 	case x.output <- o:
@@ -454,6 +456,8 @@ func (x *execution) give(err error) {
 
 // tell sends a frame that is no data; if so many wait already that there is no room,
 // nothing gets through anyway.
+//
+//go:noinline
 func (x *execution) tell(kind frameType, payload []byte) {
 	select {
 	case x.control <- execControl{kind, payload}:

@@ -40,7 +40,7 @@ type place struct {
 // place says what a word means where it may be of either side: scp's rule.
 func (inv *invocation) place(word string) (place, error) {
 	if w := inv.within; w != nil {
-		if p, ok := strings.CutPrefix(word, ":"); ok {
+		if p, ok := cutPrefix(word, ":"); ok {
 			return inv.remotePlace(p)
 		}
 		return place{path: word, shown: word}, nil
@@ -128,6 +128,8 @@ func (inv *invocation) at(t target, word string) (place, error) {
 }
 
 // newPlace is what word means in a directory of a box.
+//
+//go:noinline
 func newPlace(b *box, dir, word, shown string) place {
 	return place{box: b, path: joinRemote(dir, word), dir: dir, word: word, shown: shown}
 }
@@ -136,6 +138,8 @@ func newPlace(b *box, dir, word, shown string) place {
 func (p place) plain() string { return joinRemote(p.dir, plainName.Replace(p.word)) }
 
 // joinRemote is a path below a directory; one from the top stays itself.
+//
+//go:noinline
 func joinRemote(dir, p string) string {
 	switch {
 	case strings.HasPrefix(p, "/") || dir == "":
@@ -152,8 +156,8 @@ func hasPattern(p string) bool { return strings.ContainsAny(literal.Replace(p), 
 
 // literal takes out what is no pattern, plainName makes a name of it.
 var (
-	literal   = strings.NewReplacer(`\*`, "", `\?`, "", `\[`, "", `\]`, "")
-	plainName = strings.NewReplacer(`\*`, "*", `\?`, "?", `\[`, "[", `\]`, "]")
+	literal   = newReplacer(`\*`, "", `\?`, "", `\[`, "", `\]`, "")
+	plainName = newReplacer(`\*`, "*", `\?`, "?", `\[`, "[", `\]`, "]")
 )
 
 // expand is what a place stands for: itself, or the names that its pattern finds.
@@ -399,7 +403,7 @@ func (l *lsPrinter) list(c *remote, p place) error {
 			_, err := l.out.Write(append(progressEscape(bytes.Clone(line)), '\n'))
 			return err
 		}
-		if !inv.on("all") && strings.Contains("/"+e.name, "/.") && e.name != path.Base(p.path) {
+		if !inv.on("all") && strings.Contains("/"+e.name, "/.") && e.name != baseName(p.path) {
 			return nil // hidden, or below what is; what was named itself is not
 		}
 		if d := path.Dir(e.name); recursive && (d != dir || !started) {
@@ -420,7 +424,7 @@ func (l *lsPrinter) list(c *remote, p place) error {
 		}
 		started = true
 		if recursive {
-			e.name = path.Base(e.name)
+			e.name = baseName(e.name)
 		}
 		return l.entry(&e)
 	})
@@ -600,7 +604,7 @@ func runMv(inv *invocation) error {
 	for _, p := range from {
 		target := to.path
 		if into {
-			target = joinRemote(target, path.Base(p.path))
+			target = joinRemote(target, baseName(p.path))
 		}
 		if _, err := c.do(remoteRequest{Do: "move", Path: p.path, To: target}); err != nil {
 			if isConnError(err) || inv.ctx.Err() != nil {
@@ -698,7 +702,7 @@ func runHash(inv *invocation) error {
 		}
 		if strings.ContainsAny(name, "\\\n\r") {
 			mark = `\`
-			name = strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\r", `\r`).Replace(name)
+			name = newReplacer(`\`, `\\`, "\n", `\n`, "\r", `\r`).Replace(name)
 		}
 		if isTerminal(inv.stdout) {
 			name = shownText(name)

@@ -8,7 +8,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -36,7 +35,7 @@ func partName(name string) string {
 	dir, base := filepath.Split(name)
 	if len(getPrefix)+len(base) > maxName {
 		sum := sha256.Sum256([]byte(base))
-		base = hex.EncodeToString(sum[:])
+		base = hexText(sum[:])
 	}
 	return dir + getPrefix + base
 }
@@ -262,7 +261,7 @@ func (g *getting) compare(n int64, here func() (hash.Hash, error)) (hash.Hash, e
 	if err == nil {
 		err = herr
 	}
-	if err != nil || a.SHA256 != hex.EncodeToString(ours.Sum(nil)) {
+	if err != nil || a.SHA256 != hexText(ours.Sum(nil)) {
 		return nil, err
 	}
 	return ours, nil
@@ -297,7 +296,7 @@ func (g *getting) have() (bool, error) {
 	if j.again {
 		note = ""
 	}
-	j.finish(g.w.e, jobResult{size: a.Size, sha256: hex.EncodeToString(ours.Sum(nil)), note: note})
+	j.finish(g.w.e, jobResult{size: a.Size, sha256: hexText(ours.Sum(nil)), note: note})
 	return true, nil
 }
 
@@ -501,8 +500,8 @@ func (g *getting) verify() (string, error) {
 	if g.offset == 0 {
 		tail = whole
 	}
-	if *g.told.Size == sent && g.at == g.size && g.told.SHA256 == hex.EncodeToString(tail) {
-		return hex.EncodeToString(whole), nil
+	if *g.told.Size == sent && g.at == g.size && g.told.SHA256 == hexText(tail) {
+		return hexText(whole), nil
 	}
 	err := errorf("what arrived is not what the box sent (%w); get it again", errMismatch)
 	if g.j.sink != nil {

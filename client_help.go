@@ -156,6 +156,7 @@ func manual() []byte {
 // A manPage is a man page being written.
 type manPage struct{ b bytes.Buffer }
 
+//go:noinline
 func (m *manPage) raw(line string) { m.b.WriteString(line + "\n") }
 
 func (m *manPage) macro(name string, words ...string) {
@@ -297,11 +298,14 @@ func isConnectionOption(o *option) bool {
 	return slices.ContainsFunc(connectionOptions, func(c option) bool { return c.name == o.name && c.help == o.help })
 }
 
-func manBold(s string) string   { return `\fB` + manEscape(s) + `\fR` }
+//go:noinline
+func manBold(s string) string { return `\fB` + manEscape(s) + `\fR` }
+
+//go:noinline
 func manItalic(s string) string { return `\fI` + manEscape(s) + `\fR` }
 
 // manEscape is s with what roff would take for its own, or show as a typographer does and
 // nobody could copy into a shell, in the names of groff_char(7).
 func manEscape(s string) string {
-	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, `"`, `\(dq`).Replace(s)
+	return newReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, `"`, `\(dq`).Replace(s)
 }

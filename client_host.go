@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -324,7 +323,7 @@ func (h *hostConfig) check(c configChecker, at, name string) {
 	if err := checkHostWord(name); err != nil {
 		c.bad(at, "%v; write one as in box:photos", err)
 	}
-	socket, isSocket := strings.CutPrefix(h.Host, socketScheme)
+	socket, isSocket := cutPrefix(h.Host, socketScheme)
 	host := strings.TrimSuffix(strings.TrimPrefix(h.Host, "["), "]")
 	if isSocket {
 		if err := checkSocket(socket); err != nil {
@@ -367,7 +366,7 @@ func (h *hostConfig) check(c configChecker, at, name string) {
 // hostFile is a file name of config.toml: "~/" is the home, and what is relative is
 // seen from the file's own directory, since the verb may run anywhere.
 func hostFile(dir, p string) string {
-	if rest, ok := strings.CutPrefix(p, "~/"); ok {
+	if rest, ok := cutPrefix(p, "~/"); ok {
 		if home, err := os.UserHomeDir(); err == nil {
 			return filepath.Join(home, rest)
 		}
@@ -457,7 +456,7 @@ func resolveHost(t target, o hostOptions) (*hostSpec, error) {
 	if t.socket != "" {
 		h.name = shownText(socketScheme + t.socket)
 	} else {
-		socket, _ = strings.CutPrefix(c.Host, socketScheme)
+		socket, _ = cutPrefix(c.Host, socketScheme)
 		if socket == c.Host {
 			socket = ""
 		}
@@ -485,7 +484,7 @@ func (h *hostSpec) resolveAddress(t target, o hostOptions, c hostConfig) {
 	if n := cmp.Or(o.port, t.port, c.Port); n != 0 {
 		port = strconv.Itoa(n)
 	}
-	h.address = net.JoinHostPort(host, port)
+	h.address = joinHostPort(host, port)
 	name := pinHost(host)
 	h.pin = "[" + name + "]:" + port
 	h.serverName, _, _ = strings.Cut(name, "%") // a zone is this machine's business

@@ -55,6 +55,8 @@ const (
 // certificate: whoever dials calls checkCertificate behind it and sends nothing before
 // that has agreed. It is not done by VerifyConnection, since a person may be asked, for
 // longer than any handshake may take.
+//
+//go:noinline
 func (h *hostSpec) tlsConfig() (*tls.Config, error) {
 	cfg := &tls.Config{
 		MinVersion:         tls.VersionTLS12, // RFC 8996
@@ -117,6 +119,8 @@ func (h *hostSpec) checkCertificate(cs tls.ConnectionState) error {
 }
 
 // distrust ends the connection: exit code 3.
+//
+//go:noinline
 func distrust(err error, format string, args ...any) error {
 	return &connError{fmt.Sprintf(format, args...), err}
 }
@@ -424,7 +428,7 @@ func removePins(word string) (file string, removed []knownPin, err error) {
 		number++
 		words := strings.Fields(string(line))
 		if len(words) > 0 && words[0][0] != '#' {
-			if h, p := splitPin(words[0]); slices.Contains(names, pinHost(h)) && (port == "" || p == port) {
+			if h, p := splitPin(words[0]); inList(names, pinHost(h)) && (port == "" || p == port) {
 				removed = append(removed, knownPin{host: words[0], fingerprint: strings.Join(words[1:min(2, len(words))], ""), file: file, line: number})
 				continue
 			}

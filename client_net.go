@@ -377,6 +377,7 @@ func dialDatagram(b *box) (net.Conn, error) {
 	return conn, nil
 }
 
+//go:noinline
 func noDatagram(b *box) error {
 	return &connError{text: fmt.Sprintf("no answer from %s by datagram; is listen.datagram on there, and the UDP port the one of %s?", b.spec.name, b.spec.address)}
 }
@@ -642,7 +643,7 @@ func runDiscover(inv *invocation) error {
 func discoverTargets(inv *invocation, port uint16) ([]netip.AddrPort, error) {
 	var asked []netip.AddrPort
 	for _, word := range inv.args {
-		to, err := net.ResolveUDPAddr("udp", net.JoinHostPort(strings.Trim(word, "[]"), strconv.Itoa(int(port))))
+		to, err := net.ResolveUDPAddr("udp", joinHostPort(strings.Trim(word, "[]"), strconv.Itoa(int(port))))
 		if err != nil || to.IP == nil {
 			return nil, usageErr("%s is neither an address nor a known name; write one as 192.168.1.20", shownText(word))
 		}

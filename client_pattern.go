@@ -27,7 +27,7 @@ type treeRule struct {
 // with as many parts as fit. The error is of usage.
 func parseTreeRule(include bool, pattern string) (treeRule, error) {
 	r := treeRule{include: include, pattern: pattern}
-	r.pattern, r.anchored = strings.CutPrefix(r.pattern, "/")
+	r.pattern, r.anchored = cutPrefix(r.pattern, "/")
 	if r.pattern, r.tree = strings.CutSuffix(r.pattern, "/***"); !r.tree {
 		r.pattern, r.dirs = strings.CutSuffix(r.pattern, "/")
 	}

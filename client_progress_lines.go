@@ -409,11 +409,13 @@ func humanBytes(n int64) string {
 	return strconv.FormatFloat(v, 'f', digits, 64) + " " + "KMGTPE"[unit:unit+1] + "iB"
 }
 
+//go:noinline
 func progressRight(b *strings.Builder, s string, width int) {
 	progressSpaces(b, width-len(s))
 	b.WriteString(s)
 }
 
+//go:noinline
 func progressSpaces(b *strings.Builder, n int) {
 	for range n {
 		b.WriteByte(' ')
@@ -465,6 +467,8 @@ func screenCell(r rune) int {
 }
 
 // screenCells is how many cells s takes.
+//
+//go:noinline
 func screenCells(s string) (n int) {
 	for _, r := range s {
 		n += screenCell(r)
@@ -487,6 +491,8 @@ func screenRows(s string, cols int) int {
 }
 
 // screenCut is what of s fits into cells.
+//
+//go:noinline
 func screenCut(s string, cells int) string {
 	for i, r := range s {
 		if cells -= screenCell(r); cells < 0 {

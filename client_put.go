@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"hash"
 	"io"
@@ -242,7 +241,7 @@ func (p *putting) agree(f *os.File) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	ours := hex.EncodeToString(sum.Sum(nil))
+	ours := hexText(sum.Sum(nil))
 	complete := theirs == ""
 	if complete {
 		h, err := p.w.c.do(remoteRequest{Do: "hash", Path: j.remote})
@@ -311,7 +310,7 @@ func (p *putting) small(f *os.File) error {
 	}
 	data := (*bp)[:n]
 	sum := sha256.Sum256(data)
-	digest := hex.EncodeToString(sum[:])
+	digest := hexText(sum[:])
 	p.digest.Store(&digest)
 	p.total.Store(p.size)
 	p.sent.Store(p.size)
@@ -392,7 +391,7 @@ func (p *putting) runStream() error {
 			return err
 		}
 		sum, ok := s.upTo(there)
-		if ok && there > 0 && hex.EncodeToString(sum.Sum(nil)) != theirs {
+		if ok && there > 0 && hexText(sum.Sum(nil)) != theirs {
 			there, ok = 0, s.start == 0
 		}
 		if !ok {
@@ -446,7 +445,7 @@ func (p *putting) arrived(s *putStream) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	ours := hex.EncodeToString(sum.Sum(nil))
+	ours := hexText(sum.Sum(nil))
 	if a.SHA256 != ours {
 		return false, nil
 	}
@@ -523,7 +522,7 @@ func (p *putting) send(sum *follower, read func(b []byte, k *remoteCall) (int, e
 	if err != nil {
 		return p.abort(k, err)
 	}
-	digest := hex.EncodeToString(whole)
+	digest := hexText(whole)
 	p.total.Store(p.size)
 	p.digest.Store(&digest)
 	c.send(frameEnd, encodeJSON(endFrame{Size: &at, SHA256: digest}))

@@ -322,7 +322,7 @@ func bareConn(c net.Conn) net.Conn {
 // do does what a line says.
 func (s *shell) do(line string) error {
 	line = strings.TrimSpace(line)
-	if command, ok := strings.CutPrefix(line, "!"); ok {
+	if command, ok := cutPrefix(line, "!"); ok {
 		shell := os.Getenv("SHELL")
 		if !filepath.IsAbs(shell) {
 			shell = "/bin/sh"
@@ -364,9 +364,9 @@ func (s *shell) do(line string) error {
 		return prefixed(name, w.run(s, args))
 	}
 	switch {
-	case slices.Contains(shellVerbs, name):
+	case inList(shellVerbs, name):
 		return prefixed(name, s.verb(findVerb(name), args, line, typed))
-	case slices.Contains(shellIdle, name):
+	case inList(shellIdle, name):
 		fmt.Fprintf(s.inv.stderr, "%s is not needed here: files go byte for byte, and over one connection\n", name)
 		return nil
 	case findVerb(name) != nil:
@@ -424,7 +424,7 @@ func (s *shell) commandLine(inv *invocation, may *remoteAnswer, line string, typ
 	if n == 0 {
 		return
 	}
-	if may.Shell && (inv.on("shell") || !slices.Contains(may.Commands, inv.tail[0])) && n <= len(typed) {
+	if may.Shell && (inv.on("shell") || !inList(may.Commands, inv.tail[0])) && n <= len(typed) {
 		inv.tail = []string{line[typed[len(typed)-n].start:]}
 		return
 	}
@@ -532,7 +532,7 @@ func (s *shell) lcd(words []string) error {
 	if len(words) > 0 {
 		dir = words[0]
 	}
-	if rest, ok := strings.CutPrefix(dir, "~"); ok && (rest == "" || rest[0] == '/') {
+	if rest, ok := cutPrefix(dir, "~"); ok && (rest == "" || rest[0] == '/') {
 		home, err := os.UserHomeDir()
 		if err != nil {
 			return err
@@ -554,7 +554,7 @@ func (s *shell) help(words []string) error {
 				return nil
 			}
 		}
-		if !slices.Contains(shellVerbs, name) {
+		if !inList(shellVerbs, name) {
 			return usageErr("there is no word %s; help lists them", configQuote(shownText(name)))
 		}
 		findVerb(name).usage(s.inv.stdout)
@@ -566,8 +566,8 @@ func (s *shell) help(words []string) error {
 	}
 	fmt.Fprintf(s.inv.stdout, "  %-36s %s\n", "!COMMAND", "run a command here")
 	for _, v := range verbs() {
-		if slices.Contains(shellVerbs, v.name) {
-			args := strings.NewReplacer("HOST[:DIR] ", "", "HOST:PATH", "PATH", "[HOST: ...]", "", "[HOST ...]", "", "[HOST]", "", "HOST", "").Replace(v.args)
+		if inList(shellVerbs, v.name) {
+			args := newReplacer("HOST[:DIR] ", "", "HOST:PATH", "PATH", "[HOST: ...]", "", "[HOST ...]", "", "[HOST]", "", "HOST", "").Replace(v.args)
 			fmt.Fprintf(s.inv.stdout, "  %-36s %s\n", strings.TrimSpace(v.name+" "+args), v.help)
 		}
 	}

@@ -113,6 +113,8 @@ func quoteShell(name string) string {
 }
 
 // lineScanner reads lines of at most n bytes.
+//
+//go:noinline
 func lineScanner(in io.Reader, n int) *bufio.Scanner {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, n)
@@ -219,7 +221,7 @@ func (t *shellCompletion) names(words []typedWord, typed string) (names []string
 		return t.names(words[:1], "")
 	}
 	v := findVerb(name)
-	if v == nil || !slices.Contains(shellVerbs, name) {
+	if v == nil || !inList(shellVerbs, name) {
 		return nil
 	}
 	if strings.HasPrefix(typed, "-") {
@@ -240,7 +242,7 @@ func (t *shellCompletion) names(words []typedWord, typed string) (names []string
 	case name == "put":
 		return localNames(typed, false)
 	case name == "sync":
-		path, ok := strings.CutPrefix(typed, ":")
+		path, ok := cutPrefix(typed, ":")
 		if !ok {
 			return localNames(typed, false)
 		}

@@ -44,6 +44,8 @@ func temporaryFile() (*os.File, error) {
 }
 
 // spoolFailed is an error of a temporary file, which has no name to tell.
+//
+//go:noinline
 func spoolFailed(err error) error {
 	return errorf("the temporary file failed: %w; TMPDIR names a directory with room", err)
 }
@@ -465,6 +467,8 @@ func (s *sorter) reset() {
 }
 
 // close makes the sorter empty and gives its memory back.
+//
+//go:noinline
 func (s *sorter) close() {
 	s.reset()
 	*s = sorter{}

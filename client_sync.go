@@ -10,7 +10,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -209,11 +208,13 @@ const (
 	dirEarly                    // and its name is wanted for a file
 )
 
+//go:noinline
 func (p *syncPlan) skip(name, why string) error {
 	p.skipped++
 	return p.notes.addStep(&syncStep{kind: stepSkip, name: name, to: why})
 }
 
+//go:noinline
 func (p *syncPlan) fail(name, why string) error {
 	p.failed++
 	return p.notes.addStep(&syncStep{kind: stepFail, name: name, to: why})
@@ -517,7 +518,7 @@ func (p *syncPlan) settleChecks(ctx context.Context, d digester, remotePath func
 			return p.attrs.addStep(a)
 		})
 	})
-	if err = errors.Join(err, d.settle()); err != nil {
+	if err = joinErrors(err, d.settle()); err != nil {
 		return err
 	}
 	p.checks.close()
@@ -541,7 +542,7 @@ func (p *syncPlan) localDigest(ctx context.Context, name string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
+	return hexText(sum.Sum(nil)), nil
 }
 
 // A moveCandidate is a file that may have been renamed, or may be what one became.
@@ -616,12 +617,12 @@ func (p *syncPlan) findMoves(ctx context.Context, d digester, remotePath func(na
 	if !p.o.upload {
 		hashOld, hashNew = here, there
 	}
-	if err := errors.Join(p.oldFiles.sort(), p.newFiles.sort()); err != nil {
+	if err := joinErrors(p.oldFiles.sort(), p.newFiles.sort()); err != nil {
 		return err
 	}
 	before, _, err := nextCandidate(&p.oldFiles, 8)
 	after, _, err2 := nextCandidate(&p.newFiles, 8)
-	if err = errors.Join(err, err2); err != nil {
+	if err = joinErrors(err, err2); err != nil {
 		return err
 	}
 	for before != nil && after != nil {
@@ -646,7 +647,7 @@ func (p *syncPlan) findMoves(ctx context.Context, d digester, remotePath func(na
 			return err
 		}
 	}
-	if err := errors.Join(d.settle(), byDigest.sort()); err != nil {
+	if err := joinErrors(d.settle(), byDigest.sort()); err != nil {
 		return err
 	}
 	const prefix = 8 + digestBytes + 1

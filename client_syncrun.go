@@ -15,7 +15,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -295,6 +294,8 @@ func (s *syncRun) execute(p *syncPlan) error {
 }
 
 // shown is a name as lines tell it.
+//
+//go:noinline
 func (s *syncRun) shown(name string) string {
 	if name == "" {
 		return s.topIs
@@ -789,7 +790,7 @@ func (s *syncRun) places(src, dst, typed string) error {
 		return nil
 	}
 	s.top, s.local = src, dst
-	if base := path.Base(src); whole(src, base) {
+	if base := baseName(src); whole(src, base) {
 		s.base, s.topIs = base, base
 		s.local = filepath.Join(dst, base)
 	}

@@ -225,6 +225,8 @@ func (e *engine) allowAll(n int) error {
 // --- jobs ---
 
 // show gives the job a line of its own, once it is what moves.
+//
+//go:noinline
 func (j *transferJob) show(e *engine, size int64) {
 	if j.bar == nil {
 		j.bar = e.prog.begin(j.name, size)

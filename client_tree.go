@@ -217,6 +217,7 @@ func appendEntry(b []byte, e *treeEntry) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(e.mtime))
 }
 
+//go:noinline
 func readEntry(b []byte, e *treeEntry) {
 	e.kind = b[0]
 	e.mode = binary.LittleEndian.Uint32(b[1:])
@@ -226,6 +227,8 @@ func readEntry(b []byte, e *treeEntry) {
 }
 
 // splitName takes the last part off a name.
+//
+//go:noinline
 func splitName(name string) (dir, base string) {
 	if i := strings.LastIndexByte(name, '/'); i >= 0 {
 		return name[:i], name[i+1:]
@@ -507,7 +510,7 @@ func (w *treeWalk) enter(path string, sides treeSides, data byte) error {
 // merge goes through both sides of a directory in step.
 func (w *treeWalk) merge(dir *treeDir) error {
 	here, there := treeCursor{sorted: &w.here}, treeCursor{sorted: &w.there}
-	if err := errors.Join(w.here.sort(), w.there.sort(), here.advance(), there.advance()); err != nil {
+	if err := joinErrors(w.here.sort(), w.there.sort(), here.advance(), there.advance()); err != nil {
 		return err
 	}
 	for here.more || there.more {

@@ -55,6 +55,7 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
+//go:noinline
 func refuse(code int, reason, format string, args ...any) *refusal {
 	return &refusal{code, reason, fmt.Sprintf(format, args...)}
 }
@@ -67,7 +68,7 @@ func (c commandConfig) argv(name string, list []string, named map[string]string)
 	var holes []string
 	for _, word := range c.Run[1:] {
 		for _, m := range commandPlaceholder.FindAllStringSubmatch(word, -1) {
-			if !slices.Contains(holes, m[1]) {
+			if !inList(holes, m[1]) {
 				holes = append(holes, m[1])
 			}
 		}
@@ -84,7 +85,7 @@ func (c commandConfig) argv(name string, list []string, named map[string]string)
 		}
 	}
 	for given := range named {
-		if !slices.Contains(holes, given) {
+		if !inList(holes, given) {
 			return nil, refuse(codeBadArgument, "arguments", "%s has no argument %s. %s", name, quotedWord(given), usage)
 		}
 	}
@@ -193,7 +194,7 @@ func (s *session) command(name string, list []string, named map[string]string, s
 		j.name, j.args = shellName, []string{userShell(u), "-c", *shell}
 	} else {
 		c, ok := cfg.Commands[name]
-		if !ok || !slices.Contains(u.Commands, name) {
+		if !ok || !inList(u.Commands, name) {
 			s.refused("exec", name)
 			return nil, refuse(codeDenied, "denied", "This account has no command %s.%s", quotedWord(name), ownCommands(u))
 		}
@@ -465,6 +466,7 @@ func (c *commandRun) resize(rows, cols uint16) {
 	c.send(programControl{size: &terminalSize{rows, cols}})
 }
 
+//go:noinline
 func (c *commandRun) send(p programControl) {
 	select {
 	case c.control <- p:
@@ -487,6 +489,7 @@ type stdinQueue struct {
 	end  bool
 }
 
+//go:noinline
 func newStdinQueue() *stdinQueue {
 	return &stdinQueue{closed: make(chan struct{}), more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 }
@@ -741,7 +744,7 @@ func changesDirectory(line string) (dir string, ok bool) {
 	if line == "cd" {
 		return "/", true
 	}
-	dir, ok = strings.CutPrefix(line, "cd ")
+	dir, ok = cutPrefix(line, "cd ")
 	if !ok {
 		return "", false
 	}

@@ -358,7 +358,7 @@ func (c configChecker) config(cfg *config) {
 	c.profiles(&cfg.Profiles)
 	c.limits(&cfg.Limits)
 	c.oneOf("transfer.digest", cfg.Transfer.Digest, "on-demand", "always")
-	if path, ok := strings.CutPrefix(cfg.Exec.Runner, commandRunnerScheme); ok {
+	if path, ok := cutPrefix(cfg.Exec.Runner, commandRunnerScheme); ok {
 		c.unixPath("exec.runner", path, commandRunnerScheme)
 	} else if cfg.Exec.Runner != "" {
 		c.bad("exec.runner", `%s is not a runner; write "unix:/run/berth/runner.sock", or "" for none`, configQuote(cfg.Exec.Runner))
@@ -389,7 +389,7 @@ func (c configChecker) config(cfg *config) {
 }
 
 func (c configChecker) oneOf(key, value string, known ...string) {
-	if !slices.Contains(known, value) {
+	if !inList(known, value) {
 		c.bad(key, `%s is not known; write "%s" or %q`, configQuote(value),
 			strings.Join(known[:len(known)-1], `", "`), known[len(known)-1])
 	}
@@ -416,6 +416,7 @@ func (c configChecker) server(s *serverConfig) {
 	c.absolute("server.users_dir", s.UsersDir, "/etc/berth/users.d")
 }
 
+//go:noinline
 func configHasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
 
 func (c configChecker) listen(l *listenConfig) {
@@ -442,7 +443,7 @@ func (c configChecker) listen(l *listenConfig) {
 			if problem != "" {
 				c.bad(key, "%s", problem)
 			} else if port != 0 { // the kernel never chooses the same port twice
-				claim(group.kind, key, net.JoinHostPort(host, strconv.Itoa(port)))
+				claim(group.kind, key, joinHostPort(host, strconv.Itoa(port)))
 			}
 		}
 	}

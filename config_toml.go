@@ -109,7 +109,7 @@ func (es configErrors) Error() string {
 //go:noinline
 func (es configErrors) has(key string) bool {
 	return slices.ContainsFunc(es, func(e configError) bool {
-		rest, ok := strings.CutPrefix(e.Key, key)
+		rest, ok := cutPrefix(e.Key, key)
 		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 	})
 }
@@ -173,6 +173,7 @@ type tomlDocument struct {
 	partial bool
 }
 
+//go:noinline
 func trimBOM(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) }
 
 // parseTOML reads data as far as it can be read. The parser stops at the first
@@ -208,6 +209,8 @@ func parseTOML(file string, data []byte, root reflect.Type) *tomlDocument {
 }
 
 // add records a mistake, unless there are too many already.
+//
+//go:noinline
 func (doc *tomlDocument) add(e configError) {
 	if len(doc.errs) < maxConfigErrors {
 		doc.errs = append(doc.errs, e)

@@ -104,6 +104,8 @@ type tomlTable struct {
 }
 
 // add makes a key below t. Its table, if it is to be one, goes into the tree.
+//
+//go:noinline
 func (t *tomlTable) add(name string, kind tomlKind) *tomlTable {
 	child := &tomlTable{kind: kind}
 	if t.keys == nil {
@@ -359,6 +361,7 @@ type momentReader struct {
 	text             string
 }
 
+//go:noinline
 func (r *momentReader) fail(at []byte, problem string) {
 	if r.err == nil {
 		r.err = unstable.NewParserError(at, "%s", problem)

@@ -464,6 +464,7 @@ type transfer struct {
 	eof  *eofConn
 }
 
+//go:noinline
 func newTransfer(timeout time.Duration, limit *rate.Limiter) *transfer {
 	return &transfer{timeout: timeout, limit: limit, started: time.Now(), stop: make(chan struct{})}
 }

@@ -298,7 +298,7 @@ func (d *datagramService) unixStep(c *net.UnixConn) (*datagramBatch, func() erro
 		credErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
 	}); err != nil || credErr != nil { // without it the kernel would hand us descriptors; see datagramUnixControl
 		b.close()
-		return nil, nil, errors.Join(err, credErr)
+		return nil, nil, joinErrors(err, credErr)
 	}
 	own := c.LocalAddr().String()
 	var st unix.Stat_t

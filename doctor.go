@@ -17,7 +17,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -275,6 +274,8 @@ func (d *doctor) program(name string, args ...string) (string, error) {
 }
 
 // dial connects to something on this machine or near it, in bounded time.
+//
+//go:noinline
 func (d *doctor) dial(network, address string) (net.Conn, error) {
 	return (&net.Dialer{Timeout: doctorWait}).DialContext(d.ctx, network, address)
 }
@@ -294,38 +295,6 @@ func fileText(path string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// What the compiler would copy to each of two hundred places, which are not hot.
-
-//go:noinline
-func atoi(s string) int {
-	n, _ := strconv.Atoi(s)
-	return n
-}
-
-//go:noinline
-func isText(a, b string) bool { return a == b }
-
-//go:noinline
-func itoa(n int) string { return strconv.Itoa(n) }
-
-//go:noinline
-func beginsWith(s, prefix string) bool { return strings.HasPrefix(s, prefix) }
-
-//go:noinline
-func hasText(s, part string) bool { return strings.Contains(s, part) }
-
-//go:noinline
-func cutText(s, sep string) (before, after string, found bool) { return strings.Cut(s, sep) }
-
-//go:noinline
-func splitText(s, sep string) []string { return strings.Split(s, sep) }
-
-//go:noinline
-func joinPath(dir, name string) string { return filepath.Join(dir, name) }
-
-//go:noinline
-func newError(text string) error { return errors.New(text) }
-
 // --- who the daemon is ---
 
 // A daemonProc is the daemon: the one that runs, or as whom it would.
@@ -338,6 +307,7 @@ type daemonProc struct {
 	name   string // for chown
 }
 
+//go:noinline
 func (p *daemonProc) proc(file string) string { return "/proc/" + itoa(p.pid) + "/" + file }
 
 // findDaemon finds the process that holds the state directory's ledger, or else the one

@@ -168,7 +168,7 @@ func (d *doctor) readPage() bool {
 	}
 	host, port, _ := net.SplitHostPort(address)
 	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
-		address = net.JoinHostPort("127.0.0.1", port)
+		address = joinHostPort("127.0.0.1", port)
 	}
 	status, page, err := d.fetchPage(address, "/metrics")
 	if err != nil {
@@ -490,7 +490,7 @@ func (d *doctor) checkCommands() {
 	for _, u := range d.users {
 		wanted = wanted || u.Shell || len(u.Commands) > 0 || u.OnUpload != ""
 	}
-	path, isRunner := strings.CutPrefix(e.Runner, commandRunnerScheme)
+	path, isRunner := cutPrefix(e.Runner, commandRunnerScheme)
 	switch {
 	case !wanted:
 		d.say(levelOK, "sandbox|no user may run commands; they would run with $1", state)
@@ -717,7 +717,7 @@ func closedChain(ruleset []byte) string {
 func portsMentioned(rules string, low, high int) bool {
 	for _, part := range splitText(rules, `"field": "dport"`)[1:] {
 		part, _, _ = cutText(part, "}}, {") // the end of what is compared
-		part = strings.NewReplacer(`"range": [`, "", " ", "", "]", ",", "}", ",", "{", ",", "[", ",", ":", ",").Replace(part)
+		part = newReplacer(`"range": [`, "", " ", "", "]", ",", "}", ",", "{", ",", "[", ",", ":", ",").Replace(part)
 		numbers := strings.FieldsFunc(part, func(r rune) bool { return r == ',' })
 		for i, word := range numbers {
 			from, to := atoi(word), atoi(word)

@@ -97,6 +97,8 @@ func (t *rawText) UnmarshalText(b []byte) error {
 }
 
 // rawTexts is s, for the fields of a program.
+//
+//go:noinline
 func rawTexts(s []string) []rawText {
 	raw := make([]rawText, len(s))
 	for i := range s {
@@ -106,6 +108,8 @@ func rawTexts(s []string) []rawText {
 }
 
 // plainTexts undoes rawTexts.
+//
+//go:noinline
 func plainTexts(raw []rawText) []string {
 	s := make([]string, len(raw))
 	for i := range raw {

@@ -150,6 +150,7 @@ func keyPlace(file string, at configPositions, key string) string {
 //go:noinline
 func (e *explanation) add(step, format string, args ...any) { e.step("", "", step, format, args) }
 
+//go:noinline
 func (e *explanation) step(key, where, step, format string, args []any) {
 	e.Steps = append(e.Steps, explainStep{step, fmt.Sprintf(format, args...), key, where})
 }

@@ -235,6 +235,7 @@ func (s *session) violated(err error) error {
 	return errAbuse
 }
 
+//go:noinline
 func tooLongFrame(n int) error {
 	return &protocolError{codeUnknown, "frame_too_long", fmt.Sprintf("A frame of %d bytes: at most %d are allowed.", n, maxFrame)}
 }
@@ -754,6 +755,8 @@ func (s *session) handleRequest(payload []byte) error {
 }
 
 // quotedWord is a client's word for an answer, cut to a length that makes sense.
+//
+//go:noinline
 func quotedWord(w string) string {
 	if len(w) > 40 {
 		w = w[:40] + "…"

@@ -563,7 +563,7 @@ func (j *jail) stat(p string) (entry, error) {
 	if err := t.stat(rel, true, &e); err != nil {
 		return e, err
 	}
-	e.name = path.Base(p)
+	e.name = baseName(p)
 	return e, nil
 }
 
@@ -587,7 +587,7 @@ func (j *jail) openFile(p string) (*os.File, entry, error) {
 		f.Close()
 		return nil, e, err
 	}
-	e.name = path.Base(p)
+	e.name = baseName(p)
 	return f, e, nil
 }
 
@@ -666,7 +666,7 @@ func (j *jail) lstat(p string) (entry, error) {
 	if err := t.stat(rel, false, &e); err != nil {
 		return e, err
 	}
-	e.name = path.Base(p)
+	e.name = baseName(p)
 	return e, nil
 }
 
@@ -809,7 +809,7 @@ func keptDigest(fd int, e *entry) []byte {
 	if err != nil {
 		return nil
 	}
-	digits, ok := strings.CutPrefix(string(buf[:n]), fmt.Sprintf("%d %d.%09d %d ", e.size, e.sec, e.nsec, e.ino))
+	digits, ok := cutPrefix(string(buf[:n]), fmt.Sprintf("%d %d.%09d %d ", e.size, e.sec, e.nsec, e.ino))
 	sum, err := hex.DecodeString(digits)
 	if !ok || err != nil || len(sum) != sha256.Size {
 		return nil

@@ -280,7 +280,7 @@ func (q *hookQueue) load() error {
 func (q *hookQueue) setAside(name string, why error) {
 	kept := filepath.Join(q.dir, hookCorruptPrefix+name)
 	if err := os.Rename(filepath.Join(q.dir, name), kept); err != nil {
-		why, kept = errors.Join(why, err), filepath.Join(q.dir, name)
+		why, kept = joinErrors(why, err), filepath.Join(q.dir, name)
 	}
 	q.log.Error("on_upload event unreadable", "path", kept, "error", why)
 	q.sinks.lost("", hookLostCorrupt)
@@ -410,6 +410,8 @@ func (q *hookQueue) uncount(user string) {
 }
 
 // record is what of e goes to the disk.
+//
+//go:noinline
 func (e *hookEntry) record() hookRecord {
 	return hookRecord{Version: hookRecordVersion, Tries: e.tries, Due: e.due.UTC(), Event: e.event}
 }

@@ -203,6 +203,7 @@ func (s *sweep) walk(t *tree) error {
 	return nil
 }
 
+//go:noinline
 func (s *sweep) uncounted(rel string, err error) {
 	if s.unseen++; s.unseen == 1 {
 		s.firstUnseen, s.unseenErr = rel, err
@@ -512,6 +513,8 @@ func (h *housekeeper) plan(u *user) {
 }
 
 // active is how many sweeps are running and not given up. It is for the loop alone.
+//
+//go:noinline
 func (h *housekeeper) active() int {
 	n := 0
 	for _, alive := range h.running {

@@ -99,6 +99,8 @@ func httpReason(status int) string {
 type httpFields []struct{ name, value string }
 
 // values returns what all fields of this name say; case does not matter.
+//
+//go:noinline
 func (f httpFields) values(name string) (all []string) {
 	for _, field := range f {
 		if strings.EqualFold(field.name, name) {
@@ -268,7 +270,7 @@ func (s *httpServer) serve(conn net.Conn) {
 		}
 		defer c.Conn.Close() // says that this is the end, and not a cut
 	}
-	r := bufio.NewReaderSize(c, httpHeadLimit)
+	r := newReader(c, httpHeadLimit)
 	for first := true; ; first = false {
 		if !first && r.Buffered() == 0 {
 			c.SetReadDeadline(time.Now().Add(httpIdleTimeout))

@@ -100,6 +100,8 @@ func (ls *lessons) fetch(l *lesson) (lines []byte, over bool) {
 }
 
 // write is a line for a lesson; ls.mu is held.
+//
+//go:noinline
 func (l *lesson) write(lines []byte) {
 	if len(lines) > l.left {
 		lines, l.left = nil, 0

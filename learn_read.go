@@ -8,7 +8,6 @@ package main
 import (
 	"fmt"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -84,8 +83,9 @@ func readDialogue(text string) *findings {
 	return f
 }
 
+//go:noinline
 func noteOnce(list *[]string, word string) {
-	if word != "" && !slices.Contains(*list, word) && len(*list) < maxLearned {
+	if word != "" && !inList(*list, word) && len(*list) < maxLearned {
 		*list = append(*list, word)
 	}
 }
@@ -144,7 +144,7 @@ func (f *findings) said(h *heard, line string) {
 		h.quit = true
 	case "STOR", "APPE", "STOU":
 		f.uploads++
-		if slices.Contains(pictureNames, strings.ToLower(path.Ext(h.arg))) {
+		if inList(pictureNames, strings.ToLower(path.Ext(h.arg))) {
 			f.pictures++
 		}
 	}
@@ -294,7 +294,7 @@ func (f *findings) report() string {
 	if f.noQuit > 0 {
 		b.say("end", "without QUIT, in %d of its sessions", f.noQuit)
 	}
-	if slices.Contains(f.names, "anonymous") || slices.Contains(f.names, "ftp") {
+	if inList(f.names, "anonymous") || inList(f.names, "ftp") {
 		b.say("anonymous", "it tries that name; there is no such login here")
 	}
 	for i, r := range f.refused {
@@ -331,7 +331,7 @@ func (inv *invocation) tellLearned(name, dialogue string) error {
 	lines, flags := "", ""
 	for _, k := range keys {
 		lines += "  " + k[0] + " = " + k[1] + "\n"
-		flags += " --" + k[0] + " " + strings.NewReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1])
+		flags += " --" + k[0] + " " + newReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1])
 	}
 	fmt.Fprintf(inv.stdout, "It needs, in users.d/%s.toml:\n%sThat is: berth user set %s%s, or add for a new user.\n", name, lines, name, flags)
 	return nil

@@ -13,7 +13,6 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -201,7 +200,7 @@ func readLedger(file string) (entries []ledgerEntry, clean bool, err error) {
 	if err := json.Compact(&compact, lf.Balances); err != nil {
 		return nil, false, err
 	}
-	if sum := sha256.Sum256(compact.Bytes()); hex.EncodeToString(sum[:]) != lf.Sum {
+	if sum := sha256.Sum256(compact.Bytes()); hexText(sum[:]) != lf.Sum {
 		return nil, false, errors.New("its checksum does not match")
 	}
 	if err := json.Unmarshal(lf.Balances, &entries); err != nil {
@@ -258,7 +257,7 @@ func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 		return err
 	}
 	sum := sha256.Sum256(balances)
-	data, err := json.Marshal(ledgerFile{Version: ledgerVersion, Clean: clean, Balances: balances, Sum: hex.EncodeToString(sum[:])})
+	data, err := json.Marshal(ledgerFile{Version: ledgerVersion, Clean: clean, Balances: balances, Sum: hexText(sum[:])})
 	if err != nil {
 		return err
 	}
@@ -428,6 +427,8 @@ func (b *balance) has(q quota, bytes, files int64) bool {
 }
 
 // unreserve gives back what was reserved and has not landed.
+//
+//go:noinline
 func (b *balance) unreserve(bytes, files int64) {
 	b.update(func() {
 		b.inflight.bytes -= bytes
@@ -438,6 +439,8 @@ func (b *balance) unreserve(bytes, files int64) {
 
 // land tells that for what was reserved there is a name now, which takes has, in
 // the place of one that took lost.
+//
+//go:noinline
 func (b *balance) land(reserved, has, lost quota) {
 	b.update(func() {
 		b.inflight.bytes -= reserved.bytes

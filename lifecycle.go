@@ -161,6 +161,7 @@ func (s *server) status() string {
 	return text
 }
 
+//go:noinline
 func plural(n int, word string) string {
 	if n == 1 {
 		return word
@@ -392,6 +393,8 @@ func descriptorsOpen() int {
 // --- idle_exit ---
 
 // mayIdleExit tells whether systemd's sockets would bring the daemon back.
+//
+//go:noinline
 func (s *server) mayIdleExit() bool {
 	return slices.ContainsFunc(s.sockets, func(k socket) bool { return k.given && k.kind != "http" })
 }
@@ -445,6 +448,8 @@ func (s *server) idleExit() bool {
 }
 
 // deadline is set on every stream socket.
+//
+//go:noinline
 func (s *server) deadline(t time.Time) {
 	for _, k := range s.sockets {
 		if d, ok := k.stream.(interface{ SetDeadline(time.Time) error }); ok {

@@ -46,6 +46,7 @@ func socketKinds() []socketKind {
 	}
 }
 
+//go:noinline
 func (k socketKind) key() string { return "listen." + strings.ReplaceAll(k.name, "-", "_") }
 
 // A socket is one open listener with the name of its kind.
@@ -163,7 +164,7 @@ func (k *socket) openPort(ctx context.Context, lc *net.ListenConfig, of, addr st
 	if open(); errors.Is(err, syscall.EAFNOSUPPORT) && network == of {
 		// A kernel without IPv6: every address is every IPv4 address there.
 		if _, port, perr := net.SplitHostPort(address); perr == nil {
-			network, address = of+"4", net.JoinHostPort("0.0.0.0", port)
+			network, address = of+"4", joinHostPort("0.0.0.0", port)
 			open()
 		}
 	}
@@ -188,7 +189,7 @@ func addressFamily(network, addr string, l *listenConfig) (string, string) {
 	}
 	switch {
 	case a.Unmap().Is4():
-		return network + "4", net.JoinHostPort(a.Unmap().String(), port)
+		return network + "4", joinHostPort(a.Unmap().String(), port)
 	case !a.IsUnspecified():
 		return network + "6", addr
 	}
@@ -204,7 +205,7 @@ func addressFamily(network, addr string, l *listenConfig) (string, string) {
 	if alone {
 		network += "6"
 	}
-	return network, net.JoinHostPort("::", port)
+	return network, joinHostPort("::", port)
 }
 
 // openLocal opens a unix socket and gives its file the mode and group of l.

@@ -208,6 +208,7 @@ func utoa(n uint64) string {
 	return string(t[i:])
 }
 
+//go:noinline
 func appendLeft(b []byte, s string, width int) []byte {
 	b = append(b, s...)
 	for pad := width - len(s); pad > 0; pad-- {

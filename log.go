@@ -321,6 +321,8 @@ func (o *journalOut) write(record, line []byte) {
 }
 
 // head begins a record.
+//
+//go:noinline
 func (o *journalOut) head(priority byte) []byte {
 	return appendJournalField(appendJournalField(make([]byte, 0, 1<<10), "SYSLOG_IDENTIFIER", o.name), "PRIORITY", string(rune(priority)))
 }

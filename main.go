@@ -296,7 +296,7 @@ func runHealth(inv *invocation) error {
 	var status int
 	var answer []byte
 	for _, host := range hosts {
-		if status, answer, err = askHealthz(net.JoinHostPort(host, port), cfg.HTTP.TLS); err == nil {
+		if status, answer, err = askHealthz(joinHostPort(host, port), cfg.HTTP.TLS); err == nil {
 			break
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"io"
 	"maps"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -413,7 +412,7 @@ func (m *metrics) loginFailed(reason string) { m.loginFailures.WithLabelValues(r
 
 // httpAnswered counts an answer of the http listener. page is one of httpPages.
 func (m *metrics) httpAnswered(page string, code int) {
-	if !slices.Contains(httpPages, page) {
+	if !inList(httpPages, page) {
 		page = metricOther
 	}
 	m.httpRequests.WithLabelValues(page, strconv.Itoa(code)).Inc()
@@ -494,6 +493,7 @@ func (p *pairCounter) add(a, b string) prometheus.Counter {
 
 // --- gauges whose values others know ---
 
+//go:noinline
 func sourceDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
@@ -685,7 +685,7 @@ func (s *scrapeHandler) answer(a *httpAnswer, q *httpRequest) {
 	// Prometheus' federation and people pick families by name.
 	only := q.url.Query()["name[]"]
 	for _, family := range families {
-		if len(only) == 0 || slices.Contains(only, family.GetName()) {
+		if len(only) == 0 || inList(only, family.GetName()) {
 			writeFamily(body, format, family) // what cannot be encoded is left out
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"hash/maphash"
 	"io"
 	"os"
-	"path"
 	"strings"
 	"time"
 
@@ -628,7 +627,7 @@ func (j *jail) removeFound(f *found, complete bool) error {
 		return err
 	}
 	defer dir.close()
-	base := path.Base(f.rel)
+	base := baseName(f.rel)
 	defer j.set.lockNames(dir.name(base))()
 	now, ok, err := j.look(f.t, int(dir.Fd()), base)
 	if err != nil {
@@ -708,7 +707,7 @@ const freshStage = time.Minute
 // lock. result tells what was done; "" is nothing, because
 // the upload is running.
 func (j *jail) recoverStage(f *found, since time.Time) (result string, err error) {
-	boot, kind, base, ok := parseStage(path.Base(f.rel))
+	boot, kind, base, ok := parseStage(baseName(f.rel))
 	if !ok {
 		return "", errorf("%q is not a name that berth gives", f.rel)
 	}
@@ -716,7 +715,7 @@ func (j *jail) recoverStage(f *found, since time.Time) (result string, err error
 	if err != nil {
 		return "", err
 	}
-	stage := path.Base(f.rel)
+	stage := baseName(f.rel)
 	fd, err := unix.Openat(int(dir.Fd()), stage, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		dir.close()

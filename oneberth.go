@@ -277,7 +277,7 @@ func lockState(dir string) (f *os.File, name string, err error) {
 func newLedgerName() string {
 	var b [ledgerDigits / 2]byte
 	rand.Read(b[:]) // never fails: crypto/rand
-	return hex.EncodeToString(b[:])
+	return hexText(b[:])
 }
 
 // keep takes the state directory's ledger over from a berth that had it when this one

@@ -1,7 +1,17 @@
 package main
 
 import (
+	"bufio"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -26,3 +36,59 @@ func (m *mutex) TryLock() bool { return m.m.TryLock() }
 //
 //go:noinline
 func errorf(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
+// Those of the library, by its names.
+
+//go:noinline
+func atoi(s string) int {
+	n, _ := strconv.Atoi(s)
+	return n
+}
+
+//go:noinline
+func isText(a, b string) bool { return a == b }
+
+//go:noinline
+func itoa(n int) string { return strconv.Itoa(n) }
+
+//go:noinline
+func beginsWith(s, prefix string) bool { return strings.HasPrefix(s, prefix) }
+
+//go:noinline
+func hasText(s, part string) bool { return strings.Contains(s, part) }
+
+//go:noinline
+func cutText(s, sep string) (before, after string, found bool) { return strings.Cut(s, sep) }
+
+//go:noinline
+func splitText(s, sep string) []string { return strings.Split(s, sep) }
+
+//go:noinline
+func joinPath(dir, name string) string { return filepath.Join(dir, name) }
+
+//go:noinline
+func newError(text string) error { return errors.New(text) }
+
+//go:noinline
+func inList(list []string, s string) bool { return slices.Contains(list, s) }
+
+//go:noinline
+func hexText(b []byte) string { return hex.EncodeToString(b) }
+
+//go:noinline
+func newReader(r io.Reader, size int) *bufio.Reader { return bufio.NewReaderSize(r, size) }
+
+//go:noinline
+func newReplacer(pairs ...string) *strings.Replacer { return strings.NewReplacer(pairs...) }
+
+//go:noinline
+func joinErrors(errs ...error) error { return errors.Join(errs...) }
+
+//go:noinline
+func joinHostPort(host, port string) string { return net.JoinHostPort(host, port) }
+
+//go:noinline
+func baseName(p string) string { return path.Base(p) }
+
+//go:noinline
+func cutPrefix(s, prefix string) (after string, found bool) { return strings.CutPrefix(s, prefix) }

@@ -38,6 +38,7 @@ type partialFile struct {
 	when uint64 // partialSet.since then
 }
 
+//go:noinline
 func newPartialSet() *partialSet {
 	return &partialSet{files: map[fileID]partialFile{}, looked: map[string]bool{}, lost: map[fileID]bool{}}
 }
@@ -52,6 +53,8 @@ func (p *partialSet) add(user string, id fileID, sec int64) {
 }
 
 // put needs mu.
+//
+//go:noinline
 func (p *partialSet) put(id fileID, f partialFile) {
 	if len(p.files) < partialsKept {
 		p.files[id] = f

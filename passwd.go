@@ -129,6 +129,7 @@ func parseArgon2id(stored string) (*passwordHash, error) {
 	return argon2idHash(m, t, p, salt, key), nil
 }
 
+//go:noinline
 func argon2idHash(m, t, p int, salt, key []byte) *passwordHash {
 	return &passwordHash{scheme: "argon2id", memory: m, matches: func(password string) bool {
 		got := argon2.IDKey([]byte(password), salt, uint32(t), uint32(m), uint8(p), uint32(len(key)))
@@ -138,7 +139,7 @@ func argon2idHash(m, t, p int, salt, key []byte) *passwordHash {
 
 // hashParameter reads "m=19456"; a sign, a leading zero or more than nine digits is no number.
 func hashParameter(s, name string, into *int) bool {
-	digits, ok := strings.CutPrefix(s, name)
+	digits, ok := cutPrefix(s, name)
 	if !ok || digits == "" || len(digits) > 9 || digits[0] < '1' || digits[0] > '9' {
 		return false
 	}
@@ -170,7 +171,7 @@ func parseShaCrypt(stored, scheme, magic string, keyLength int, newCrypt func() 
 		scheme, magic, magic, maxShaSalt, keyLength)
 	i := strings.LastIndexByte(stored, '$')
 	setting, key := stored[:i], stored[i+1:]
-	salt, isLong := strings.CutPrefix(setting, magic)
+	salt, isLong := cutPrefix(setting, magic)
 	if !isLong { // "$6$" alone
 		return nil, damaged
 	}
@@ -197,6 +198,8 @@ func parseShaCrypt(stored, scheme, magic string, keyLength int, newCrypt func() 
 }
 
 // cryptAlphabet tells whether s is made of crypt(3)'s base-64 digits only.
+//
+//go:noinline
 func cryptAlphabet(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool {
 		return !(r >= '.' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z')

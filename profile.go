@@ -50,6 +50,8 @@ var quirkTable = [...]struct{ word, help string }{
 }
 
 // names are the words for q, in the order of the table.
+//
+//go:noinline
 func (q quirk) names() []string {
 	list := []string{} // never nil: it becomes a JSON array
 	for i := range quirkTable {
@@ -186,6 +188,8 @@ var presets = [...]preset{
 }
 
 // findPreset is the profile of that name, or nil.
+//
+//go:noinline
 func findPreset(name string) *preset {
 	for i := range presets {
 		if presets[i].name == name {
@@ -272,6 +276,8 @@ func (s *session) under(u *user) *user {
 }
 
 // origin tells where the value of a key is from.
+//
+//go:noinline
 func (u *user) origin(key string, own bool) string {
 	switch bit := keyBit(key); {
 	case own:
@@ -286,6 +292,8 @@ func (u *user) origin(key string, own bool) string {
 
 // clearTaken tells whether u's password, and his files, may cross a connection in clear
 // text, and which key says so. nearby: it does not leave this machine.
+//
+//go:noinline
 func clearTaken(u *user, require string, nearby bool) (yes bool, key string) {
 	switch u.TLS {
 	case "optional":

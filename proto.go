@@ -9,7 +9,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -209,6 +208,8 @@ func (s *session) unknown(verb, line string) error {
 }
 
 // upperASCII folds a-z and nothing else (field rule: high bytes stay).
+//
+//go:noinline
 func upperASCII(s string) string {
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; c >= 'a' && c <= 'z' {
@@ -802,7 +803,7 @@ func (s *session) transferLog(result, direction, path string, bytes int64, dur t
 		slog.Int64("bytes", bytes), slog.Duration("dur", dur.Round(time.Microsecond)), slog.String("result", result),
 	}
 	if sum != nil {
-		attrs = append(attrs, slog.String("sha256", hex.EncodeToString(sum)))
+		attrs = append(attrs, slog.String("sha256", hexText(sum)))
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))

@@ -6,7 +6,6 @@
 package main
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -155,6 +154,8 @@ func (s *session) cmdPWD(string) error {
 }
 
 // quoted doubles the quotes in a path (RFC 959 appendix II).
+//
+//go:noinline
 func quoted(p string) string { return `"` + strings.ReplaceAll(p, `"`, `""`) + `"` }
 
 func (s *session) cmdCWD(arg string) error {
@@ -433,6 +434,8 @@ func (s *session) hashX(alg int, arg string) error {
 }
 
 // lateAborts answers the ABORs that came while something ran: one 226 each.
+//
+//go:noinline
 func (s *session) lateAborts(n int) {
 	for range n {
 		if s.fr == nil { // an X has no answer of its own
@@ -504,7 +507,7 @@ func (s *session) sumOf(alg int, p string, from int64, end func(size int64) int6
 	whole := digests[alg].name == "SHA-256" && from == 0 && to == e.size
 	if whole {
 		if sum := keptDigest(int(f.Fd()), &e); sum != nil {
-			return hex.EncodeToString(sum), to, 0, nil
+			return hexText(sum), to, 0, nil
 		}
 	}
 	digits, aborts, err := s.digestOf(f, p, from, to, alg)
@@ -516,9 +519,9 @@ func (s *session) sumOf(alg int, p string, from int64, end func(size int64) int6
 		if s.jail.mayMark(p) && fstat(f, &now) == nil && now.sameContent(&e) {
 			keepDigest(int(f.Fd()), &e, digits)
 		}
-		s.srv.log.Info("digest", "session", s.id, "user", s.user.Name, "path", p, "bytes", e.size, "sha256", hex.EncodeToString(digits))
+		s.srv.log.Info("digest", "session", s.id, "user", s.user.Name, "path", p, "bytes", e.size, "sha256", hexText(digits))
 	}
-	return hex.EncodeToString(digits), to, aborts, nil
+	return hexText(digits), to, aborts, nil
 }
 
 // digestOf computes a digest of what lies in f, when there is a place for it.
@@ -688,6 +691,8 @@ func (s *session) siteSCAN(arg string) error {
 }
 
 // scanResult is what berth user scan prints.
+//
+//go:noinline
 func scanResult(name string, was, is ledgerEntry) string {
 	return fmt.Sprintf("%s: %d bytes in %d files (the ledger had %d bytes in %d)", name, is.Bytes, is.Files, was.Bytes, was.Files)
 }

@@ -43,6 +43,7 @@ func (s *session) parseList(arg string) listRequest {
 	return r
 }
 
+//go:noinline
 func (s *session) newLister() *lister {
 	return &lister{now: time.Now(), owner: s.jail.owner, can: s.user.Permissions, facts: s.facts}
 }

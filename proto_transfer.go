@@ -8,12 +8,10 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"net/netip"
-	"path"
 	"strconv"
 	"strings"
 	"syscall"
@@ -554,7 +552,7 @@ func (s *session) cmdSTOU(arg string) error {
 	if err != nil {
 		return s.fail(err)
 	}
-	return s.upload(p, uploadUnique, 0, "FILE: "+path.Base(p))
+	return s.upload(p, uploadUnique, 0, "FILE: "+baseName(p))
 }
 
 // errShort is an upload that ended before ALLO's size.
@@ -568,7 +566,7 @@ func (s *session) uploaded(p string, u *upload) {
 		return
 	}
 	s.srv.hooks.add(uploadEvent{User: s.user.Name, Command: s.user.OnUpload, Path: p, File: s.jail.diskPath(p), Dir: s.user.Home,
-		Size: u.size, SHA256: hex.EncodeToString(u.sum), Address: s.addrText(), Protocol: s.proto, Time: time.Now(), Session: s.id})
+		Size: u.size, SHA256: hexText(u.sum), Address: s.addrText(), Protocol: s.proto, Time: time.Now(), Session: s.id})
 }
 
 // refuseUpload replies for an upload that ends before it begins.
@@ -669,10 +667,10 @@ func (s *session) upload(p string, kind uploadKind, offset int64, opening string
 	done := "Transfer complete."
 	if kind == uploadUnique {
 		// What BSD servers say and Perl's Net::FTP reads the name from.
-		done = "Transfer complete (unique file name:" + path.Base(p) + ")."
+		done = "Transfer complete (unique file name:" + baseName(p) + ")."
 	}
 	if u.sum != nil {
-		done += " SHA-256 " + hex.EncodeToString(u.sum)
+		done += " SHA-256 " + hexText(u.sum)
 	}
 	if left, limited := s.jail.left(); limited {
 		done += fmt.Sprintf(" %d bytes left of the quota.", left)

@@ -7,7 +7,6 @@
 package main
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -338,6 +337,8 @@ func appendFields(b []byte, name string, e *entry) []byte {
 }
 
 // modeText is a mode as all answers tell it: four digits.
+//
+//go:noinline
 func modeText(mode uint32) string {
 	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
 }
@@ -393,7 +394,7 @@ func (s *session) doList(q *request) error {
 		var e entry
 		if e, err = s.jail.lstat(p); err == nil {
 			return s.lines(func(w io.Writer) error {
-				_, err := w.Write(append(append(appendFields([]byte{'{'}, path.Base(p), &e), '}'), '\n'))
+				_, err := w.Write(append(append(appendFields([]byte{'{'}, baseName(p), &e), '}'), '\n'))
 				return err
 			})
 		}
@@ -542,7 +543,7 @@ func (s *session) doStat(q *request) error {
 	if err != nil {
 		return s.fail(err)
 	}
-	a := &statAnswer{answer: answer{Code: codeFileStatus, Text: "Here it is."}, Name: path.Base(p), NameBytes: rawName(path.Base(p)),
+	a := &statAnswer{answer: answer{Code: codeFileStatus, Text: "Here it is."}, Name: baseName(p), NameBytes: rawName(baseName(p)),
 		Size: e.size, MTime: e.mtime().UTC().Format(time.RFC3339Nano), Mode: modeText(e.mode), Type: "other"}
 	switch {
 	case e.isDir():
@@ -558,7 +559,7 @@ func (s *session) doStat(q *request) error {
 		if err != nil {
 			return s.fail(err)
 		}
-		a.Partial = &partialInfo{size, hex.EncodeToString(sum)}
+		a.Partial = &partialInfo{size, hexText(sum)}
 	}
 	s.answer(a)
 	return nil

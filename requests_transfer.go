@@ -308,6 +308,8 @@ func (in *incoming) read(headerOnly bool) error {
 }
 
 // broken is the error of a read.
+//
+//go:noinline
 func (in *incoming) broken(err error) error {
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return err // explain knows more
@@ -535,9 +537,9 @@ func (in *incoming) end() error {
 	if err != nil {
 		return err
 	}
-	whole, tail := hex.EncodeToString(sum), ""
+	whole, tail := hexText(sum), ""
 	if in.sum.tail != nil {
-		tail = hex.EncodeToString(in.sum.tail.Sum(nil))
+		tail = hexText(in.sum.tail.Sum(nil))
 	}
 	if e.SHA256 != "" {
 		in.want = append(in.want, strings.ToLower(e.SHA256))
@@ -571,7 +573,7 @@ func (in *incoming) conclude(err error) error {
 	}
 	a := &putAnswer{answer: answer{Code: codeDataClosed, Text: "Complete."}, Size: &u.size}
 	if u.sum != nil {
-		a.SHA256 = hex.EncodeToString(u.sum)
+		a.SHA256 = hexText(u.sum)
 	}
 	if left, limited := s.jail.left(); limited {
 		a.Left = &left
@@ -681,7 +683,7 @@ func (s *session) doGet(q *request) error {
 		if q.SHA256 == noDigest {
 			sum = nil
 		}
-		s.frame(frameEnd, encodeJSON(endFrame{Size: &n, SHA256: hex.EncodeToString(sum)}))
+		s.frame(frameEnd, encodeJSON(endFrame{Size: &n, SHA256: hexText(sum)}))
 		s.reply(codeDataClosed, "Complete.")
 		return nil
 	})

@@ -6,7 +6,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -167,7 +166,7 @@ func (r *runnerCall) control(ctx context.Context, control <-chan programControl,
 
 // follow takes what the runner tells until the program has ended.
 func (r *runnerCall) follow(pio programIO) (result programResult, started bool, err error) {
-	in := bufio.NewReaderSize(r.conn, frameBuffer)
+	in := newReader(r.conn, frameBuffer)
 	var payload []byte
 	deaf := false
 	for {
@@ -325,7 +324,7 @@ func (r *runner) take(c net.Conn) {
 		return
 	}
 	c.SetReadDeadline(time.Now().Add(runnerDial))
-	in := bufio.NewReaderSize(c, frameBuffer)
+	in := newReader(c, frameBuffer)
 	t, payload, err := readFrame(in, nil)
 	var q runnerRequest
 	if err == nil && t == frameRequest {

@@ -133,7 +133,7 @@ func (f *helperFailure) exit() int {
 func readHelperWord(r io.Reader) helperWord {
 	said, err := io.ReadAll(io.LimitReader(r, helperWordMax))
 	ready, rest, _ := strings.Cut(string(said), "\n")
-	words, ok := strings.CutPrefix(ready, "ready ")
+	words, ok := cutPrefix(ready, "ready ")
 	if !ok {
 		rest = ready
 	}

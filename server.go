@@ -237,7 +237,7 @@ func (s *server) hookSandbox(name, command string) *sandbox {
 
 // launch runs a program: here, or in the runner.
 func (s *server) launch(ctx context.Context, p program, io programIO) programResult {
-	if path, ok := strings.CutPrefix(s.config().Exec.Runner, commandRunnerScheme); ok {
+	if path, ok := cutPrefix(s.config().Exec.Runner, commandRunnerScheme); ok {
 		return runnerLaunch(ctx, path, p, io)
 	}
 	return s.launcher.run(ctx, p, io)

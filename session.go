@@ -833,6 +833,8 @@ func (s *session) nearby() bool {
 }
 
 // addrText is the peer for logs.
+//
+//go:noinline
 func (s *session) addrText() string {
 	if !s.peer.IsValid() {
 		return "local"

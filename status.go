@@ -211,11 +211,15 @@ func (w *whoEntry) anonymous() {
 }
 
 // full is how full a user's berth is, in percent of the quota that is nearer its end.
+//
+//go:noinline
 func (u *userUsage) full() float64 {
 	return max(percent(u.UsedBytes, u.QuotaBytes), percent(u.UsedFiles, u.QuotaFiles))
 }
 
 // percent is how much of whole part is, at most 100; 0 if whole is 0, which means no limit.
+//
+//go:noinline
 func percent(part, whole int64) float64 {
 	if whole <= 0 || part <= 0 {
 		return 0
@@ -288,6 +292,8 @@ func htmlText(s string) string {
 }
 
 // tail is the end of a path, if all of it is too long.
+//
+//go:noinline
 func tail(s string) string {
 	if r := []rune(s); len(r) > statusText {
 		return "…" + string(r[len(r)-statusText+1:])

@@ -16,7 +16,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -293,7 +292,7 @@ func (k *tlsKeeper) stamps() (s [3]tlsStamp, err error) {
 // fingerprintOf writes a certificate's digest as users' files hold it.
 func fingerprintOf(der []byte) string {
 	sum := sha256.Sum256(der)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return "sha256:" + hexText(sum[:])
 }
 
 // clientFingerprint is the digest of the certificate that the client holds
@@ -328,7 +327,7 @@ func (k *tlsKeeper) control(addr netip.Addr) (*tls.Config, *tlsSession) {
 	// the middle who wants HTTP to be read as FTP (ALPACA, CVE-2021-3618):
 	// crypto/tls refuses it. FileZilla's private name is FTP all the same.
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if !slices.Contains(hello.SupportedProtos, tlsProtoFileZilla) || slices.Contains(hello.SupportedProtos, tlsProtoFTP) {
+		if !inList(hello.SupportedProtos, tlsProtoFileZilla) || inList(hello.SupportedProtos, tlsProtoFTP) {
 			return nil, nil
 		}
 		plain := cfg.Clone()
@@ -652,7 +651,7 @@ func certificateNames(names ...string) []string {
 	for _, n := range names {
 		n = strings.ToLower(n)
 		bad := strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || strings.Trim(n, "-.") != n || strings.Contains(n, "..")
-		if n == "" || len(n) > 253 || bad || slices.Contains(out, n) { // RFC 1035 section 2.3.4
+		if n == "" || len(n) > 253 || bad || inList(out, n) { // RFC 1035 section 2.3.4
 			continue
 		}
 		out = append(out, n)

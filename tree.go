@@ -471,7 +471,7 @@ func ownUnitGroup() *unitGroup {
 		return nil
 	}
 	for line := range strings.Lines(string(data)) {
-		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		path, ok := cutPrefix(strings.TrimSuffix(line, "\n"), "0::")
 		if !ok {
 			continue
 		}

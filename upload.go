@@ -8,7 +8,6 @@ package main
 import (
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
@@ -101,7 +100,7 @@ func bootID() string {
 		return randomName()[:bootDigits] // of this run of berth, which is the safe side
 	}
 	sum := sha256.Sum256(id)
-	return hex.EncodeToString(sum[:])[:bootDigits]
+	return hexText(sum[:])[:bootDigits]
 }
 
 func (js *jailSet) stageName(kind uploadKind, base string) string {
@@ -115,13 +114,13 @@ func (js *jailSet) stageName(kind uploadKind, base string) string {
 // parseStage takes a staging file's name apart; ok is false for what berth
 // does not call so.
 func parseStage(name string) (boot string, kind uploadKind, base string, ok bool) {
-	rest, is := strings.CutPrefix(name, stagePrefix)
+	rest, is := cutPrefix(name, stagePrefix)
 	if !is || len(rest) <= bootDigits+randomDigits {
 		return "", 0, "", false
 	}
 	boot, kind, rest = rest[:bootDigits], uploadKind(rest[bootDigits+randomDigits]), rest[bootDigits+randomDigits+1:]
 	if rest != "" {
-		if base, is = strings.CutPrefix(rest, "."); !is || base == "" || strings.Contains(base, "/") {
+		if base, is = cutPrefix(rest, "."); !is || base == "" || strings.Contains(base, "/") {
 			return "", 0, "", false
 		}
 	}
@@ -792,13 +791,13 @@ func (u *upload) end() {
 // length, so that a name of 255 bytes has a partial too.
 func partialName(base string) string {
 	h := sha256.Sum256([]byte(base))
-	return partialPrefix + hex.EncodeToString(h[:12])
+	return partialPrefix + hexText(h[:12])
 }
 
 func randomName() string {
 	var b [8]byte
 	rand.Read(b[:]) // never fails: crypto/rand
-	return hex.EncodeToString(b[:])
+	return hexText(b[:])
 }
 
 // unique finds a name for STOU in the directory of p that nothing has.

@@ -80,6 +80,8 @@ func (l *usageLine) look(kernel bool) {
 }
 
 // share is how much of the fuller of both quotas is used, in percent with one digit.
+//
+//go:noinline
 func (l *usageLine) share() *usageLine {
 	if l.State == usageUnknown || l.State == usageCounting || l.QuotaBytes <= 0 && l.QuotaFiles <= 0 {
 		return l

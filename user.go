@@ -113,7 +113,7 @@ func runUser(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		io.WriteString(stderr, userHelp)
 		return 2
 	}
-	if slices.Contains([]string{"-h", "-help", "--help", "help"}, args[0]) {
+	if inList([]string{"-h", "-help", "--help", "help"}, args[0]) {
 		io.WriteString(stdout, userHelp)
 		return 0
 	}
@@ -400,12 +400,12 @@ func userFlagError(set *flag.FlagSet, err error) error {
 		return err
 	}
 	text := err.Error()
-	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+	if name, ok := cutPrefix(text, "flag provided but not defined: -"); ok {
 		var known []string
 		set.VisitAll(func(f *flag.Flag) { known = append(known, f.Name) })
 		return errorf("no flag --%s; %s", name, nearestWord(name, known))
 	}
-	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+	if name, ok := cutPrefix(text, "flag needs an argument: -"); ok {
 		return errorf("--%s needs a value; write %s", name, userFlagForm(set.Lookup(name)))
 	}
 	// invalid value "x" for flag -name: problem
@@ -703,6 +703,8 @@ func columnsApart(rows [][]string, gap int) string {
 }
 
 // tableCells is how wide a column of rows is.
+//
+//go:noinline
 func tableCells(rows [][]string, column int) (cells int) {
 	for _, row := range rows {
 		cells = max(cells, screenCells(row[column]))

@@ -63,6 +63,8 @@ const (
 var permissionNames = [...]string{"read", "write", "delete", "list", "rename", "mkdir"}
 
 // names are the words for p in the order of the contract.
+//
+//go:noinline
 func (p permission) names() []string {
 	list := []string{} // never nil: it becomes a JSON array
 	for i, name := range permissionNames {
@@ -158,7 +160,7 @@ func (u *user) can(p permission) bool { return p&^u.Permissions == 0 }
 // notation that the file may use, logs in as u.
 func (u *user) hasCertificate(fingerprint string) bool {
 	fp, err := normalFingerprint(fingerprint)
-	return err == nil && slices.Contains(u.Certificates, fp)
+	return err == nil && inList(u.Certificates, fp)
 }
 
 var userNameShape = regexp.MustCompile(`^[a-z0-9_][a-z0-9_.-]{0,31}$`)
@@ -185,7 +187,7 @@ const fingerprintPrefix = "sha256:"
 // normalFingerprint is "sha256:" and 64 lower-case hex digits, the SHA-256 of the DER
 // certificate. Upper case and the colons that openssl x509 -fingerprint prints are read.
 func normalFingerprint(s string) (string, error) {
-	digits, ok := strings.CutPrefix(strings.ToLower(s), fingerprintPrefix)
+	digits, ok := cutPrefix(strings.ToLower(s), fingerprintPrefix)
 	digits = strings.ReplaceAll(digits, ":", "")
 	if raw, err := hex.DecodeString(digits); !ok || err != nil || len(raw) != sha256.Size {
 		return "", errorf(`%s is no certificate fingerprint; write "sha256:" and 64 hex digits`, configQuote(s))
@@ -210,7 +212,7 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 		}
 	}
 	oneOf := func(key, value string, known ...string) {
-		if last := len(known) - 1; !slices.Contains(known, value) {
+		if last := len(known) - 1; !inList(known, value) {
 			bad(key, `%s is not known; write "%s" or %q`, configQuote(value), strings.Join(known[:last], `", "`), known[last])
 		}
 	}
@@ -486,6 +488,7 @@ func (us *users) uidTaken(u, other *user) configError {
 		Problem: fmt.Sprintf("%d is the uid of user %q already; a uid can log in as one user only", *u.UID, other.Name)}
 }
 
+//go:noinline
 func (us *users) path(name string) string { return filepath.Join(us.dir, name+userSuffix) }
 
 // usersDirError says what to do. Its modes are right as a rule when berth user or berth
@@ -761,6 +764,8 @@ func (us *users) lookup(find func(*userSet) []*user) []*user {
 }
 
 // known calls fn for every valid user as of the last look at the files.
+//
+//go:noinline
 func (us *users) known(fn func(*user)) {
 	for _, e := range us.current.Load().entries {
 		if e.user != nil {

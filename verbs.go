@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -87,6 +86,8 @@ type invocation struct {
 type givenOption struct{ name, value string }
 
 // on tells whether a switch was given.
+//
+//go:noinline
 func (inv *invocation) on(name string) bool { return len(inv.values[name]) > 0 }
 
 // str is the value of an option, the last one if there are several.
@@ -172,6 +173,8 @@ func usageErr(format string, args ...any) error {
 }
 
 // exitWith ends a verb that has said what there is to say.
+//
+//go:noinline
 func exitWith(code int) error {
 	if code == exitOK {
 		return nil
@@ -359,7 +362,7 @@ func (inv *invocation) take(o *option, shown, value string, given bool, rest []s
 	case o.arg != "" && !given:
 		value, rest = rest[0], rest[1:]
 	}
-	if len(o.values) > 0 && !slices.Contains(o.values, value) {
+	if len(o.values) > 0 && !inList(o.values, value) {
 		return nil, usageErr("%s: %s is none of %s", shown, configQuote(value), strings.Join(o.values, ", "))
 	}
 	if o.check != nil {
@@ -375,6 +378,8 @@ func (inv *invocation) take(o *option, shown, value string, given bool, rest []s
 // --- help ---
 
 // flag is an option as texts show it.
+//
+//go:noinline
 func (o *option) flag() string {
 	s := "--" + o.name
 	if o.short != 0 {
