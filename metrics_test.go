@@ -440,7 +440,7 @@ func TestScrapeOfNothing(t *testing.T) {
 // The client of berth health is our own, so it must stand what may listen where
 // berth should.
 func TestAskHealthz(t *testing.T) {
-	page := newHTTPServer(newMetrics("v", "r", metricSources{}).page(), func() {}, slog.New(slog.DiscardHandler))
+	page := newHTTPServer(newPages(newFTPBox(t, "", "").srv).answer, func() {}, slog.New(slog.DiscardHandler))
 	long := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusTeapot)
 		w.Write(bytes.Repeat([]byte("x"), 1<<20))

@@ -463,6 +463,8 @@ func FuzzUserFile(f *testing.F) {
 		}
 		want := *before
 		want.Sessions, want.WhenFull, want.UID = 77, "rotate", nil
+		want.own |= keySessions | keyWhenFull
+		want.preset &^= keySessions | keyWhenFull
 		after.hash, want.hash = nil, nil
 		if !reflect.DeepEqual(*after, want) {
 			t.Fatalf("editUserFile(%q) = %q:\n got %+v\nwant %+v", data, edited, *after, want)
