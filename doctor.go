@@ -262,15 +262,40 @@ func (d *doctor) program(name string, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer null.Close()
+	out, in, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	// Not exec.Cmd, which is 26 KB of the binary.
+	p, err := os.StartProcess(path, append([]string{name}, args...), &os.ProcAttr{
+		Env:   append(os.Environ(), "LC_ALL=C"),
+		Files: []*os.File{null, in, null},
+	})
+	in.Close()
+	if err != nil {
+		return "", err
+	}
 	ctx, cancel := context.WithTimeout(d.ctx, doctorWait)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.WaitDelay = time.Second
-	var out strings.Builder
-	cmd.Stdout = &out
-	err = cmd.Run()
-	return out.String(), err
+	defer context.AfterFunc(ctx, func() {
+		p.Kill()
+		out.SetReadDeadline(time.Now().Add(time.Second)) // what it started may hold the other end
+	})()
+	text, err := io.ReadAll(out)
+	ended, waitErr := p.Wait()
+	switch {
+	case waitErr != nil:
+		err = waitErr
+	case !ended.Success():
+		err = newError(ended.String())
+	}
+	return string(text), err
 }
 
 // dial connects to something on this machine or near it, in bounded time.
