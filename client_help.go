@@ -8,7 +8,6 @@ package main
 
 import (
 	"bytes"
-	"flag"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,14 +40,13 @@ func runHelp(inv *invocation) error {
 // userOptions is what a verb of berth user takes, as the table has it for other verbs.
 func userOptions(v *userVerb) []option {
 	var list []option
-	new(userCommand).flags(v).VisitAll(func(f *flag.Flag) {
-		arg, _ := flag.UnquoteUsage(f)
-		o := option{name: f.Name, arg: arg, help: userFlagHelp(f)}
-		if f.Name == configOption.name {
+	for _, f := range new(userCommand).flags(v) {
+		o := option{name: f.name, arg: f.arg, help: f.help}
+		if f.name == configOption.name {
 			o = configOption
 		}
 		list = append(list, o)
-	})
+	}
 	return list
 }
 

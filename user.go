@@ -11,7 +11,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -137,7 +136,7 @@ func runUser(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	v := &userVerbs[i]
 	c := &userCommand{stdin: stdin, stdout: stdout, stderr: stderr, edits: map[string]string{}, shares: map[string]string{}}
 	switch err := c.parse(v, args[1:]); {
-	case errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUserHelp):
 		v.help(stdout)
 		return 0
 	case err != nil:
@@ -277,16 +276,16 @@ func tomlString(s string) string {
 	return b.String()
 }
 
-// flags is the flag set of v, filling c.
-func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
-	set := flag.NewFlagSet("berth user "+v.name, flag.ContinueOnError)
-	set.SetOutput(io.Discard) // messages and help are ours
-	set.StringVar(&c.configPath, "config", defaultConfigPath, "`FILE` with the daemon's configuration")
+// flags is what v takes, filling c.
+func (c *userCommand) flags(v *userVerb) userSwitches {
+	var set userSwitches
+	c.configPath = defaultConfigPath
+	set.text(&c.configPath, "config", "`FILE` with the daemon's configuration")
 	if v.json {
-		set.BoolVar(&c.json, "json", false, "print JSON")
+		set.toggle(&c.json, "json", "print JSON")
 	}
 	if v.all {
-		set.Func("sort", "`BY`: name, or used for who stores most first", func(word string) error {
+		set.add("sort", "`BY`: name, or used for who stores most first", func(word string) error {
 			if c.sort = word; word != "name" && word != "used" {
 				return errorf("%s is neither name nor used", configQuote(word))
 			}
@@ -294,17 +293,17 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 		})
 	}
 	if v.password {
-		set.BoolVar(&c.passwordStdin, "password-stdin", false, "read the password from standard input, one line")
-		set.StringVar(&c.passwordHash, "password-hash", "", "take over a hash from another password file: `HASH` is one of "+acceptedSchemes)
+		set.toggle(&c.passwordStdin, "password-stdin", "read the password from standard input, one line")
+		set.text(&c.passwordHash, "password-hash", "take over a hash from another password file: `HASH` is one of "+acceptedSchemes)
 		if v.settings {
-			set.BoolVar(&c.noPassword, "no-password", false, "no password logs in, only certificates or the local socket")
+			set.toggle(&c.noPassword, "no-password", "no password logs in, only certificates or the local socket")
 		}
 	}
 	if !v.settings {
-		return set
+		return set.sorted()
 	}
 	for _, f := range userFlags {
-		set.Func(f.name, "`"+f.arg+"`: "+f.help, func(word string) error {
+		set.add(f.name, "`"+f.arg+"`: "+f.help, func(word string) error {
 			if f.name == "quota" {
 				c.edits["quota"] = ""
 				if word == "filesystem" {
@@ -318,7 +317,7 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 		})
 	}
 	var certificates []string
-	set.Func("certificate", "`FINGERPRINT`: sha256:... of a client certificate that logs in as the user; may be repeated, and replaces those there were", func(word string) error {
+	set.add("certificate", "`FINGERPRINT`: sha256:... of a client certificate that logs in as the user; may be repeated, and replaces those there were", func(word string) error {
 		if word != "" {
 			fp, err := normalFingerprint(word)
 			if err != nil {
@@ -330,7 +329,7 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 		c.edits["certificates"] = text
 		return err
 	})
-	set.Func("share", "`NAME=PATH[:rw]`: show a directory as /NAME, read-only without :rw; no PATH takes it away; may be repeated", func(word string) error {
+	set.add("share", "`NAME=PATH[:rw]`: show a directory as /NAME, read-only without :rw; no PATH takes it away; may be repeated", func(word string) error {
 		name, path, ok := strings.Cut(word, "=")
 		if !ok {
 			return errorf("%s has no \"=\"; write public=/srv/public or public=/srv/public:rw", configQuote(word))
@@ -342,7 +341,7 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 		return checkShareName(name)
 	})
 	toggle := func(name, key, value, help string) {
-		set.BoolFunc(name, help, func(word string) error {
+		set.add(name, help, func(word string) error {
 			on, err := strconv.ParseBool(word)
 			if err != nil {
 				return errorf("%s is not a yes or no; leave it out, or write =true or =false", configQuote(word))
@@ -354,7 +353,7 @@ func (c *userCommand) flags(v *userVerb) *flag.FlagSet {
 	toggle("shell", "shell", "true", "any command line, inside the sandbox; --shell=false takes it back")
 	toggle("disabled", "disabled", "true", "refuse every login")
 	toggle("enabled", "disabled", "false", "take --disabled back")
-	return set
+	return set.sorted()
 }
 
 // parse reads flags and the name, in any order.
@@ -362,14 +361,15 @@ func (c *userCommand) parse(v *userVerb, args []string) error {
 	set := c.flags(v)
 	var names []string
 	for {
-		if err := set.Parse(args); err != nil {
-			return userFlagError(set, err)
+		rest, err := set.parse(args)
+		if err != nil {
+			return err
 		}
-		if set.NArg() == 0 {
+		if len(rest) == 0 {
 			break
 		}
-		names = append(names, set.Arg(0))
-		args = set.Args()[1:]
+		names = append(names, rest[0])
+		args = rest[1:]
 	}
 	switch {
 	case v.nameless && len(names) > 0:
@@ -394,47 +394,6 @@ func (c *userCommand) parse(v *userVerb, args []string) error {
 	return checkUserName(c.name)
 }
 
-// userFlagError puts package flag's errors into berth's words.
-func userFlagError(set *flag.FlagSet, err error) error {
-	if errors.Is(err, flag.ErrHelp) {
-		return err
-	}
-	text := err.Error()
-	if name, ok := cutPrefix(text, "flag provided but not defined: -"); ok {
-		var known []string
-		set.VisitAll(func(f *flag.Flag) { known = append(known, f.Name) })
-		return errorf("no flag --%s; %s", name, nearestWord(name, known))
-	}
-	if name, ok := cutPrefix(text, "flag needs an argument: -"); ok {
-		return errorf("--%s needs a value; write %s", name, userFlagForm(set.Lookup(name)))
-	}
-	// invalid value "x" for flag -name: problem
-	if _, rest, ok := strings.Cut(text, " for flag -"); ok {
-		return errors.New("--" + rest)
-	}
-	if _, rest, ok := strings.Cut(text, " for -"); ok { // the same for boolean flags
-		return errors.New("--" + rest)
-	}
-	return err
-}
-
-// userFlagForm is a flag as usage texts show it.
-func userFlagForm(f *flag.Flag) string {
-	if arg, _ := flag.UnquoteUsage(f); arg != "" {
-		return "--" + f.Name + " " + arg
-	}
-	return "--" + f.Name
-}
-
-// userFlagHelp is what usage texts say of a flag.
-func userFlagHelp(f *flag.Flag) string {
-	_, usage := flag.UnquoteUsage(f)
-	if _, text, ok := strings.Cut(usage, ": "); ok && strings.Contains(f.Usage, "`: ") {
-		usage = text
-	}
-	return usage
-}
-
 // help prints the usage of v.
 func (v *userVerb) help(w io.Writer) {
 	name := " NAME"
@@ -444,9 +403,9 @@ func (v *userVerb) help(w io.Writer) {
 		name = " [NAME]"
 	}
 	fmt.Fprintf(w, "Usage: berth user %s%s [flags]\n\n%s\n\n", v.name, name, v.purpose)
-	new(userCommand).flags(v).VisitAll(func(f *flag.Flag) {
-		fmt.Fprintf(w, "  %s\n        %s\n", userFlagForm(f), userFlagHelp(f))
-	})
+	for _, f := range new(userCommand).flags(v) {
+		fmt.Fprintf(w, "  %s\n        %s\n", f.form(), f.help)
+	}
 	fmt.Fprintf(w, "\nExample:\n  %s\n", v.example)
 }
 
