@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 	"strings"
 	"syscall"
 	"time"
@@ -302,7 +303,7 @@ func (s *server) everySession() []*session {
 		all = append(all, c)
 	}
 	s.mu.Unlock()
-	slices.SortFunc(all, func(a, b *session) int { return int(int64(a.id) - int64(b.id)) })
+	sort.Slice(all, func(i, j int) bool { return all[i].id < all[j].id })
 	return all
 }
 

@@ -110,7 +110,12 @@ func (c commandConfig) argv(name string, list []string, named map[string]string)
 	}
 	argv := []string{c.Run[0]}
 	for _, word := range c.Run[1:] {
-		argv = append(argv, commandPlaceholder.ReplaceAllStringFunc(word, func(m string) string { return named[m[1:len(m)-1]] }))
+		filled := ""
+		for _, hole := range commandPlaceholder.FindAllStringSubmatch(word, -1) {
+			before, after, _ := strings.Cut(word, hole[0])
+			filled, word = filled+before+named[hole[1]], after
+		}
+		argv = append(argv, filled+word)
 	}
 	return argv, nil
 }

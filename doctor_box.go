@@ -600,29 +600,39 @@ func (d *doctor) judgeLedger(u *user, c *homeCount, kept map[string]quota) bool 
 // and staging files are in the ledger by what is reserved for them.
 func (d *doctor) countHome(home string, budget *int, until time.Time) *homeCount {
 	c := &homeCount{}
-	c.failed = filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
-		if err != nil && path != home && errors.Is(err, fs.ErrNotExist) {
-			return nil // it went meanwhile
-		}
-		if err != nil || path == home {
-			return err
-		}
+	info, err := os.Lstat(home)
+	if err != nil || !info.IsDir() {
+		c.failed = err
+		return c
+	}
+	c.failed = d.countDir(c, home, budget, until)
+	return c
+}
+
+// countDir counts what is in a directory and below it.
+func (d *doctor) countDir(c *homeCount, dir string, budget *int, until time.Time) error {
+	names, err := namesIn(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
 		*budget--
 		if d.ctx.Err() != nil || !d.inv.on("deep") && (*budget < 0 || time.Now().After(until)) {
 			c.cut = true
-			return fs.SkipAll
 		}
-		name := e.Name()
-		stage := beginsWith(name, stagePrefix)
-		if isReserved(name) && !stage && !beginsWith(name, partialPrefix) {
-			if e.IsDir() {
-				return fs.SkipDir
-			}
+		if c.cut {
 			return nil
 		}
-		info, err := e.Info()
+		path := joinPath(dir, name)
+		info, err := os.Lstat(path)
+		stage := beginsWith(name, stagePrefix)
 		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // it went meanwhile
 		case err != nil:
+			return err
+		case isReserved(name) && !stage && !beginsWith(name, partialPrefix):
+			continue
 		case stage:
 			if time.Since(info.ModTime()) > stagingOld {
 				c.stale = path
@@ -634,7 +644,11 @@ func (d *doctor) countHome(home string, budget *int, until time.Time) *homeCount
 				c.bytes = addSat(c.bytes, info.Size())
 			}
 		}
-		return nil
-	})
-	return c
+		if info.IsDir() {
+			if err := d.countDir(c, path, budget, until); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -259,12 +259,12 @@ func (t *portTable) whose(inode string) []int {
 		left := doctorDescriptors
 		dirs, _ := filepath.Glob("/proc/[0-9]*")
 		for _, dir := range dirs {
-			fds, _ := os.ReadDir(dir + "/fd")
+			fds, _ := namesIn(dir + "/fd")
 			if left -= len(fds); left < 0 {
 				break
 			}
 			for _, fd := range fds {
-				if link, _ := os.Readlink(dir + "/fd/" + fd.Name()); beginsWith(link, "socket:") {
+				if link, _ := os.Readlink(dir + "/fd/" + fd); beginsWith(link, "socket:") {
 					t.owners[link] = append(t.owners[link], atoi(filepath.Base(dir)))
 				}
 			}

@@ -232,13 +232,12 @@ func (q *hookQueue) load() error {
 		q.seq = 1<<62 | rand.Uint64()>>2 // numbers that it will not come to
 		return nil
 	}
-	files, err := os.ReadDir(q.dir)
+	names, err := namesIn(q.dir)
 	if err != nil {
 		folder.Close()
 		return err
 	}
-	for _, f := range files {
-		name := f.Name()
+	for _, name := range names {
 		if strings.HasPrefix(name, hookNewPrefix) {
 			os.Remove(filepath.Join(q.dir, name)) // add never returned: nobody counts on it
 			continue

@@ -292,7 +292,7 @@ func newRunner(cfg *config, log *slog.Logger, ownsChildren bool) *runner {
 
 // serve takes commands until the listener closes, and returns when all have ended.
 func (r *runner) serve(ln net.Listener) error {
-	daemon.SdNotify(false, daemon.SdNotifyReady)
+	new(notifier).tell(daemon.SdNotifyReady)
 	defer r.serving.Wait()
 	for {
 		c, err := ln.Accept()

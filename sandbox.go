@@ -246,12 +246,12 @@ func sealDescriptors() {
 		return
 	}
 	// Before Linux 5.11, close_range(2).
-	fds, err := os.ReadDir("/proc/self/fd")
+	fds, err := namesIn("/proc/self/fd")
 	if err != nil {
 		return
 	}
-	for _, e := range fds {
-		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= first {
+	for _, name := range fds {
+		if fd, err := strconv.Atoi(name); err == nil && fd >= first {
 			unix.CloseOnExec(fd)
 		}
 	}

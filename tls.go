@@ -556,7 +556,7 @@ func closeTLS(c *tls.Conn) error {
 // is there already is left as it is, whatever it holds, since a certificate
 // that changes by itself looks to every client that pinned it like an attack.
 func generateCertificate(dir, name string) error {
-	entries, err := os.ReadDir(dir)
+	entries, err := namesIn(dir)
 	if err == nil && len(entries) > 0 {
 		for _, f := range []string{"cert.pem", "key.pem"} {
 			if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
@@ -580,7 +580,11 @@ func generateCertificate(dir, name string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() {
+		for _, name := range []string{"key.pem", "cert.pem", ""} { // not os.RemoveAll, which is 7 KB of the binary
+			os.Remove(filepath.Join(tmp, name))
+		}
+	}()
 	if err := tlsWriteSynced(filepath.Join(tmp, "key.pem"), key, 0o600); err != nil {
 		return err
 	}

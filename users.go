@@ -513,14 +513,14 @@ func (us *users) list() ([]string, error) {
 		return nil, usersDirError(err)
 	}
 	stamp := stampFor(info)
-	files, err := os.ReadDir(us.dir)
+	files, err := namesIn(us.dir)
 	if err != nil {
 		return nil, usersDirError(err)
 	}
 	us.dirStamp, us.dirProblem = stamp, ""
 	var names []string
 	for _, f := range files {
-		if name, ok := strings.CutSuffix(f.Name(), userSuffix); ok && !strings.HasPrefix(f.Name(), ".") {
+		if name, ok := strings.CutSuffix(f, userSuffix); ok && !strings.HasPrefix(f, ".") {
 			names = append(names, name)
 		}
 	}
