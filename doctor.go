@@ -122,7 +122,8 @@ func (d *doctor) say(l level, what string, args ...string) {
 		return
 	}
 	parts := splitText(what, "|")
-	f := finding{Group: d.group, Check: parts[0], Level: strings.ToLower(levelNames[l]), Text: d.fill(parts[1], args)}
+	// One line: a stranger's certificate has names with line ends, to tell people what to run.
+	f := finding{Group: d.group, Check: parts[0], Level: strings.ToLower(levelNames[l]), Text: shownText(d.fill(parts[1], args))}
 	for _, part := range parts[2:] {
 		for _, line := range splitText(d.fill(part, args), "\n") {
 			if line == "" {

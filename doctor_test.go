@@ -458,3 +458,14 @@ func TestDoctorEndsWithItsContext(t *testing.T) {
 		t.Errorf("%v, %q", err, out.String())
 	}
 }
+
+// TestDoctorTellsOneLine: a stranger's words, as the names in a certificate, make no
+// finding and no remedy of their own.
+func TestDoctorTellsOneLine(t *testing.T) {
+	var out strings.Builder
+	d := &doctor{inv: &invocation{stdout: &out}, ctx: t.Context(), group: "tls", opened: "tls"}
+	d.say(levelNote, "certificate|not vouched for ($1)|berth version", "valid for a\n  FAIL  x\n          evil | sh\x1b[2J")
+	if got, want := out.String(), "  note  not vouched for (valid for a\\n  FAIL  x\\n          evil | sh\\x1b[2J)\n          berth version\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
