@@ -115,6 +115,16 @@ func lockHome(dir int, crowd bool) (f *os.File, holder string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && name == homeLockName && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink > 1) {
+		// A user's program has made it: reading a pipe would never end, and what is
+		// written could go to a file that is not his.
+		err = errors.New(homeLockName + " is no file of its own; remove it")
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, "", err
+	}
 	f = os.NewFile(uintptr(fd), name)
 	if err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 		if name == homeLockName {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // newTwin is one more berth with ann's home, and with a state directory of its own.
@@ -338,6 +340,56 @@ func TestHomeLock(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(home, homeLockName)); (err == nil) != (i == 0) {
 			t.Errorf("home %d: %v", i, err)
 		}
+	}
+}
+
+// TestHomeLockIsForeign: what a user's program has put in the lock's place is told, is
+// not written to, and keeps nobody waiting or out.
+func TestHomeLockIsForeign(t *testing.T) {
+	elsewhere(t)
+	box := newLedgerBox(t)
+	for what, put := range map[string]func(path string) error{
+		"pipe": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"link": func(path string) error {
+			file := filepath.Join(box.dir, "another's")
+			return errors.Join(os.WriteFile(file, []byte("precious"), 0o600), os.Link(file, path))
+		},
+	} {
+		home := filepath.Join(box.dir, what)
+		if err := errors.Join(os.Mkdir(home, 0o700), put(filepath.Join(home, homeLockName))); err != nil {
+			t.Fatal(err)
+		}
+		// He has locked it, too, so that who reads what it says of its holder waits.
+		f, err := os.OpenFile(filepath.Join(home, homeLockName), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		var log syncBuffer
+		js := newJailSet(newLedger(t.TempDir(), testLog(&log)))
+		defer js.ledger.close()
+		entered := make(chan error, 1)
+		go func() {
+			j, err := js.enter(jailSpec{user: what, home: home})
+			if err == nil {
+				js.leave(j)
+			}
+			entered <- err
+		}()
+		select {
+		case err := <-entered:
+			if got := log.String(); err != nil || !strings.Contains(got, "home cannot be locked") || !strings.Contains(got, homeLockName) {
+				t.Errorf("%s: %v, logged %q", what, err, got)
+			}
+		case <-time.After(replyTime):
+			t.Fatalf("%s: the login waits", what)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(box.dir, "another's")); string(text) != "precious" {
+		t.Errorf("another's file has %q, %v", text, err)
 	}
 }
 
