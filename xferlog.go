@@ -17,6 +17,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -165,7 +167,8 @@ func (l *transferLog) write(line []byte) error {
 }
 
 func (l *transferLog) open() error {
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, transferLogMode)
+	// A pipe that nobody reads would hang here, and with it the start.
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK, transferLogMode)
 	if err != nil {
 		return err
 	}

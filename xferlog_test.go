@@ -102,6 +102,28 @@ func TestTransferLogRotation(t *testing.T) {
 	}
 }
 
+// TestTransferLogPipe: what is no file is told, and waits for no reader.
+func TestTransferLogPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "xferlog")
+	if err := unix.Mkfifo(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	opened := make(chan struct{})
+	go func() {
+		newTransferLog(path, testLog(&log)).add(transferEvent{direction: 'o'})
+		close(opened)
+	}()
+	select {
+	case <-opened:
+	case <-time.After(replyTime):
+		t.Fatal("it waits for a reader")
+	}
+	if got := log.String(); strings.Count(got, "transfer log cannot be written") != 1 {
+		t.Error(got)
+	}
+}
+
 // TestTransferLogTrouble: a full disk, and a directory that is not there, are told once,
 // cost lines, and nothing else. No line is made of two.
 func TestTransferLogTrouble(t *testing.T) {
