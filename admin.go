@@ -109,6 +109,7 @@ func runKick(inv *invocation) error {
 		if from, err = netip.ParseAddr(addr); err != nil {
 			return usageErr("%s is not an address; berth who lists them", configQuote(addr))
 		}
+		from = from.Unmap().WithZone("") // as who has it
 	}
 	d, err := inv.dialDaemon()
 	if err != nil {

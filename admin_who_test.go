@@ -145,7 +145,7 @@ func TestKickMany(t *testing.T) {
 	says(t, exitOK, "*: Ended.\n*: Ended.\n", "", "kick", "--user", "ann", "--config", file)
 	waitUntil(t, "ann is gone", func() bool { return len(sessionsOf(t, file)["ann"]) == 0 })
 	says(t, exitFailed, "", "berth kick: there is no such session; berth who lists them\n", "kick", "--user", "bob", "--addr", "127.0.0.2", "--config", file)
-	says(t, exitOK, "*: Ended.\n", "", "kick", "--addr", "127.0.0.1", "--config", file)
+	says(t, exitOK, "*: Ended.\n", "", "kick", "--addr", "::ffff:127.0.0.1", "--config", file)
 	waitUntil(t, "bob is gone", func() bool { return len(sessionsOf(t, file)) == 0 })
 	for _, args := range [][]string{{}, {"3", "--user", "ann"}, {"--addr", "nowhere"}} {
 		says(t, exitUsage, "", "berth kick: *", append([]string{"kick", "--config", file}, args...)...)
