@@ -62,7 +62,7 @@ func runExplain(inv *invocation) error {
 		key, value, _ := strings.Cut(arg, "=")
 		var err error
 		switch {
-		case key == "user" && value != "":
+		case key == "user" && value != "" && !strings.ContainsAny(value, ",= "): // user=ann,from=… is no name
 			name = value
 		case key == "from" && value == "local":
 			peer = netip.Addr{}
@@ -355,6 +355,9 @@ func (e *explanation) home(u *user) {
 		}
 		e.own("share", tomlJoinKey("shares", name), "%s", text)
 	}
+	if len(u.Shares) == 0 {
+		e.own("share", "shares", "none")
+	}
 }
 
 // holds is what holds once he is in.
@@ -374,7 +377,18 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 	case u.limit() == (quota{}):
 		e.own("quota", "quota_bytes", "no limit%s", used)
 	default:
-		e.own("quota", "quota_bytes", "%s, %d files (0: no limit)%s", u.QuotaBytes, u.QuotaFiles, used)
+		text := make([]string, 0, 2)
+		if u.QuotaBytes > 0 {
+			text = append(text, u.QuotaBytes.String())
+		}
+		if u.QuotaFiles > 0 {
+			text = append(text, itoa(int(u.QuotaFiles))+" files")
+		}
+		key := "quota_bytes"
+		if u.QuotaBytes == 0 {
+			key = "quota_files"
+		}
+		e.own("quota", key, "%s%s", strings.Join(text, ", "), used)
 		e.own("quota", "when_full", "%s, when it is full", u.WhenFull)
 	}
 	if u.Expire > 0 {
@@ -398,6 +412,8 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 	}
 	if u.Shell {
 		e.own("command", "shell", "any command line, by %s", userShell(u))
+	} else if len(u.Commands) == 0 {
+		e.own("command", "commands", "none")
 	}
 	if (u.Shell || len(u.Commands) > 0) && peer.IsValid() && !execInClear(u, peer, nearby) {
 		e.add("command", "commands only under TLS")

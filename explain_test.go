@@ -129,7 +129,7 @@ func TestExplainNamesKeyAndLine(t *testing.T) {
 	}
 	out := explain("10.0.9.4", 0)
 	for _, want := range []string{
-		"[tls, network's profile camera]", "ann.toml:4]", "rotate, when it is full", "up: /bin/true [commands.up, " + file,
+		"[tls, network's profile camera]", "ann.toml:4]", "rotate, when it is full", "up: /bin/true [commands.up, " + file, "share        none [shares, default]",
 		"camera sets tls, permissions, sessions, quirks", "no-epsv, keep-open, site-umask", "ann may log in from 10.0.9.4 with TLS or in clear text\n",
 	} {
 		if !strings.Contains(out, want) {
@@ -142,8 +142,10 @@ func TestExplainNamesKeyAndLine(t *testing.T) {
 	if code, _, errs := cli(t, "check", "--explain", "--config", file); code != exitUsage || !strings.Contains(errs, explainForm) {
 		t.Errorf("--explain alone: exit %d, %s", code, errs)
 	}
-	if code, _, errs := cli(t, "check", "--explain", "ann", "--config", file); code != exitUsage || !strings.Contains(errs, explainForm) {
-		t.Errorf("--explain ann: exit %d, %s", code, errs)
+	for _, arg := range []string{"ann", "user=ann,from=10.0.9.4", "user=ann from=10.0.9.4"} {
+		if code, _, errs := cli(t, "check", "--explain", arg, "--config", file); code != exitUsage || !strings.Contains(errs, explainForm) {
+			t.Errorf("--explain %s: exit %d, %s", arg, code, errs)
+		}
 	}
 	b.user(t, "ann", "quirks = [\"no\"]\n")
 	if code, _, errs := cli(t, "check", "--explain", "user=ann", "--config", file); code != exitFailed || !strings.Contains(errs, "quirks[0]") {

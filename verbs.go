@@ -356,7 +356,7 @@ func (inv *invocation) short(letters string, rest []string) ([]string, error) {
 func (inv *invocation) take(o *option, shown, value string, given bool, rest []string) ([]string, error) {
 	switch {
 	case o.arg == "" && given:
-		return nil, usageErr("%s takes no value, got %s", shown, configQuote(value))
+		return nil, usageErr("%s takes no value, got %s; %s", shown, configQuote(value), inv.verb.hint())
 	case o.arg != "" && !given && len(rest) == 0:
 		return nil, usageErr("%s needs a value: %s %s", shown, shown, o.arg)
 	case o.arg != "" && !given:

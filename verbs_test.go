@@ -100,7 +100,7 @@ func TestVerbMistakes(t *testing.T) {
 		{"ls --frobnicate", "there is no option --frobnicate; berth help ls tells more"},
 		{"ls -x", "there is no option -x; berth help ls tells more"},
 		{"ls -lx", "there is no option -x; berth help ls tells more"},
-		{"ls --long=yes", `--long takes no value, got "yes"`},
+		{"ls --long=yes", `--long takes no value, got "yes"; berth help ls tells more`},
 		{"ls --color", "--color needs a value: --color WHEN"},
 		{"ls -p", "-p needs a value: -p PORT"},
 		{"ls -lp", "-p needs a value: -p PORT"},
