@@ -41,8 +41,8 @@ const userHelp = `Usage: berth user VERB NAME [flags]
   scan    count a user's files anew, also while he works in them
   usage   what users store, and how much of their quota that is
 
-"berth user VERB -h" tells the flags. A change holds from the user's next login; sessions
-that are open go on as they are.
+"berth user VERB -h" tells the flags. A change holds from the user's next login; for
+sessions that are open, after berth reload.
 
 Example:
   berth user add scanner --quota 2GiB --permissions write,list --allow-from 192.168.1.0/24
