@@ -106,7 +106,7 @@ func (c *chat) queue(l *listener, m message) {
 
 // deliver sends what l has to hear until there is nothing left.
 func (c *chat) deliver(l *listener) {
-	defer l.s.guard(l.s.kill)
+	defer l.s.guard(func() { l.s.kill(errControlGone) })
 	for {
 		c.mu.Lock()
 		queue, lost := l.queue, l.lost
@@ -375,7 +375,7 @@ func (s *session) doKick(q *request) error {
 	name := other.userName()
 	other.mu.Unlock()
 	s.srv.log.Info("kicked", "session", other.id, "user", name, "addr", other.addrText(), "by", s.id)
-	other.kill()
+	other.kill(errKicked)
 	s.reply(codeFileDone, "Ended.")
 	return nil
 }

@@ -216,7 +216,7 @@ func (s *server) reload() error {
 		}
 		if is := s.users.get(u.Name); is == nil || is.Disabled {
 			s.log.Info("kicked", "session", c.id, "user", u.Name, "addr", c.addrText(), "by", "reload")
-			c.kill()
+			c.kill(errKicked)
 		}
 	}
 	s.hooks.retryNow() // what failed may be what was mended
@@ -511,7 +511,7 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	s.endPages()
 	s.end() // logins that are being checked, and datagram services
 	for _, c := range s.everySession() {
-		c.kill()
+		c.kill(errDrain)
 	}
 	// A command has its own time to end, and none may outlive the daemon.
 	wait := 2 * closeTimeout

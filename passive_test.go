@@ -456,7 +456,7 @@ func TestPassiveWaitEnds(t *testing.T) {
 		began = time.Now()
 		b.srv.mu.Lock()
 		for _, s := range b.srv.sessions {
-			s.kill()
+			s.kill(errKicked)
 		}
 		b.srv.mu.Unlock()
 		<-killed.over

@@ -497,6 +497,10 @@ func transferResult(err error) string {
 		return "ok"
 	case errors.Is(err, errAborted):
 		return "aborted"
+	case errors.Is(err, errKicked):
+		return "kicked"
+	case errors.Is(err, errDrain):
+		return "drained"
 	case errors.Is(err, errStalled):
 		return "stalled"
 	case errors.Is(err, errNoData):

@@ -184,7 +184,7 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 		return codeQuota, "quota", fmt.Sprintf("Your quota has %d bytes left, too few for this; delete something first.", over.left)
 	case errors.Is(err, errCounting):
 		return codeBusy, "counting", "What you have stored is being counted; try again in a moment."
-	case errors.Is(err, errAborted):
+	case errors.Is(err, errAborted), errors.Is(err, errKicked), errors.Is(err, errDrain):
 		return codeAborted, "cancelled", "Transfer aborted."
 	case errors.Is(err, errNoPort):
 		return codeNoData, "no_port", "No passive port is free; try again in a moment."

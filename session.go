@@ -129,6 +129,7 @@ type session struct {
 	aborts   int
 	stopping bool // the watcher is to end
 	draining bool
+	killed   error // why it was, see kill
 	idle     bool
 	quiet    bool          // idle for longer than parkAfter
 	shaking  bool          // in a TLS handshake
@@ -217,6 +218,7 @@ var errParked = errors.New("parked")
 var (
 	errAbuse   = errors.New("abuse")
 	errDrain   = errors.New("the server is going down")
+	errKicked  = errors.New("the operator has ended the session")
 	errAccount = errors.New("the account has changed")
 )
 
@@ -226,7 +228,12 @@ const tooLongLine = "\n"
 
 // farewell says goodbye as the reason allows, and names it for log and metrics.
 func (s *session) farewell(err error) string {
+	s.mu.Lock()
+	killed := s.killed
+	s.mu.Unlock()
 	switch {
+	case killed == errKicked:
+		return "kicked"
 	case err == errQuit:
 		s.flush()
 		return "ok"
@@ -351,14 +358,14 @@ func (s *session) allowReply() {
 	s.conn.SetWriteDeadline(time.Now().Add(most))
 }
 
-// kill ends the session whatever it does.
-func (s *session) kill() {
+// kill ends the session whatever it does. why is errKicked, or errDrain.
+func (s *session) kill(why error) {
 	s.mu.Lock()
-	s.draining = true
+	s.draining, s.killed = true, why
 	x := s.xfer
 	s.mu.Unlock()
 	if x != nil {
-		x.cancel(errAborted)
+		x.cancel(why)
 	}
 	s.bare.Close()
 }

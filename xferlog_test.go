@@ -18,7 +18,8 @@ func TestTransferLog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "xferlog")
 	inBox(t, fmt.Sprintf("log.transfers = %q\ntransfer.ascii = true\n", file), "", func(t *testing.T, b *ftpBox) {
 		start := time.Now().Format(time.ANSIC)
-		ftp, frames := b.dial(t).login(), b.dialFrames(t).enter()
+		ftp := b.dial(t).login()
+		b.dialFrames(t).enter()
 		ftp.store("STOR a b", "12345")
 		time.Sleep(3 * time.Hour)
 		ftp = b.dial(t).login()
@@ -28,7 +29,7 @@ func TestTransferLog(t *testing.T) {
 		ftp.cmd("MKD d", "257 *")
 		ftp.cmd("DELE a b", "250 *")
 		ftp.cmd("DELE a b", "550 *")
-		frames = b.dialFrames(t).enter()
+		frames := b.dialFrames(t).enter()
 		frames.put("d/\u00e9\t\u2028x", "123", "")
 		frames.cutOff("d/cut", "12", "")
 		frames.fetchFile("d/\u00e9\t\u2028x")
