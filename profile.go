@@ -133,8 +133,8 @@ type preset struct {
 	values     user
 }
 
-// presets are the profiles. What is in them, and what is not, has its reason in
-// field.md, sections 2 and 3a.
+// presets are the profiles, by what the makers of such devices and their users have
+// told; what each key is for stands beside it.
 //
 // expire is in none: that a device has a certain make is no reason to delete what it
 // has stored, so its owner says for how long he wants it. Active mode, ALLO, lines that
