@@ -322,8 +322,8 @@ func (inv *invocation) tellLearned(name, dialogue string) error {
 	fmt.Fprintf(inv.stdout, "\n%s:\n%s", shownText(name), shownLines(f.report()))
 	keys := f.keys()
 	switch {
-	case keys == nil && f.uploads == 0:
-		fmt.Fprintln(inv.stdout, "So far it needs no profile and no quirk; record it again when it uploads.")
+	case keys == nil && f.loginFailed && f.uploads == 0:
+		fmt.Fprintln(inv.stdout, "So far it needs no profile and no quirk; record it again when it has logged in.")
 		return nil
 	case keys == nil:
 		fmt.Fprintln(inv.stdout, "It needs no profile and no quirk.")
