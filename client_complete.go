@@ -263,7 +263,7 @@ func runCompletion(inv *invocation) error {
 // and the options: -l for a switch, -p= for one with a value, and behind "=" what the
 // value is completed with, @file and @host or words.
 func completionBash() string {
-	var b strings.Builder
+	var b builder
 	list := completedVerbs()
 	b.WriteString("# bash completion for berth, made by: berth completion bash\n\n_berth_table() {\n\tcase $1 in\n")
 	b.WriteString("\t'') args='" + joinedNames(completedNames(list, "")) + " --help --version' ;;\n")
@@ -305,7 +305,7 @@ func completionBash() string {
 
 // completionZsh is the script for zsh: calls of _arguments, with the table's help.
 func completionZsh() string {
-	var b strings.Builder
+	var b builder
 	list := completedVerbs()
 	action := func(kind string, words []string) string {
 		switch {
@@ -397,7 +397,7 @@ func zshColons(s string) string { return strings.ReplaceAll(s, ":", `\:`) }
 
 // completionFish is the script for fish. An option that several verbs have is one line.
 func completionFish() string {
-	var b strings.Builder
+	var b builder
 	list := completedVerbs()
 	b.WriteString("# fish completion for berth, made by: berth completion fish\n" + completeFish)
 	for _, before := range []string{"", "user"} {

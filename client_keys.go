@@ -241,7 +241,7 @@ func (h *hostSpec) remember(fingerprint string) {
 // changed is loud: what it tells of is either somebody's work on the box or an attack,
 // and only a person can know which.
 func (h *hostSpec) changed(offered string, pins []knownPin) error {
-	var b strings.Builder
+	var b builder
 	fmt.Fprintf(&b, "THE CERTIFICATE OF %s HAS CHANGED, and nothing was sent\n", h.name)
 	for _, p := range pins {
 		fmt.Fprintf(&b, "  known   %s", p.fingerprint)

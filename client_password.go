@@ -234,7 +234,7 @@ func (s *netrcScanner) next(keyword bool) (word string, ok bool) {
 		word, s.rest = s.rest[:end], s.rest[end:]
 		return word, true
 	}
-	var b strings.Builder
+	var b builder
 	for i := 1; i < len(s.rest); i++ {
 		switch c := s.rest[i]; {
 		case c == '"':

@@ -95,7 +95,7 @@ func (l progressLayout) line(r progressRow) string {
 		}
 		return percent
 	}
-	var b strings.Builder
+	var b builder
 	name := l.room(r.size)
 	if r.doing == "" || l.rate {
 		screenPad(&b, screenShorten(r.name, name), name)
@@ -132,7 +132,7 @@ func (l progressLayout) line(r progressRow) string {
 }
 
 // progressBar draws width cells: what was there before as "=", what was moved as "#".
-func progressBar(b *strings.Builder, r progressRow, width int) {
+func progressBar(b *builder, r progressRow, width int) {
 	in := width - 2
 	full, old := in, 0
 	if r.size > 0 {
@@ -212,7 +212,7 @@ func (p *progress) barLine(shown string, r progressResult, took time.Duration, c
 	if free < 8 {
 		right[0], free = "", cells
 	}
-	var b strings.Builder
+	var b builder
 	screenPad(&b, screenShorten(shown, free), free)
 	for _, s := range right {
 		b.WriteString(s)
@@ -410,13 +410,13 @@ func humanBytes(n int64) string {
 }
 
 //go:noinline
-func progressRight(b *strings.Builder, s string, width int) {
+func progressRight(b *builder, s string, width int) {
 	progressSpaces(b, width-len(s))
 	b.WriteString(s)
 }
 
 //go:noinline
-func progressSpaces(b *strings.Builder, n int) {
+func progressSpaces(b *builder, n int) {
 	for range n {
 		b.WriteByte(' ')
 	}
@@ -535,7 +535,7 @@ func screenShorten(s string, cells int) string {
 }
 
 // screenPad writes s and spaces up to cells.
-func screenPad(b *strings.Builder, s string, cells int) {
+func screenPad(b *builder, s string, cells int) {
 	b.WriteString(s)
 	progressSpaces(b, cells-screenCells(s))
 }

@@ -102,7 +102,7 @@ func scanShellLine(line string) (words []typedWord, open byte) {
 
 // quoteShell writes a name as it is typed.
 func quoteShell(name string) string {
-	var b strings.Builder
+	var b builder
 	for i := 0; i < len(name); i++ {
 		if strings.IndexByte(shellSpecial, name[i]) >= 0 || i == 0 && name[i] == '#' {
 			b.WriteByte('\\')
@@ -180,7 +180,7 @@ func (t *shellCompletion) key(line string, pos int, key rune) (newLine string, n
 
 // list shows what there is to choose from, without the directory.
 func (t *shellCompletion) list(found []string) {
-	var b strings.Builder
+	var b builder
 	for i, name := range found {
 		if i == completeShown {
 			b.WriteString("…and more")

@@ -63,7 +63,7 @@ type configError struct {
 
 // Error is "file:line:column: key: problem" without the parts that are not known.
 func (e configError) Error() string {
-	var b strings.Builder
+	var b builder
 	b.WriteString(e.File)
 	if e.Line > 0 {
 		fmt.Fprintf(&b, ":%d", e.Line)

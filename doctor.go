@@ -180,7 +180,7 @@ func (d *doctor) say(l level, what string, args ...string) {
 
 // fill puts args where they belong. What comes from elsewhere is made fit to be shown.
 func (d *doctor) fill(text string, args []string) string {
-	var b strings.Builder
+	var b builder
 	for i := 0; i < len(text); i++ {
 		c := text[i]
 		if (c != '$' && c != '%') || i+1 == len(text) {

@@ -371,7 +371,7 @@ func (js *jailSet) enter(spec jailSpec) (*jail, error) {
 	}
 	key := jailKey{user: spec.user, trees: home, id: fileID{uint64(st.Dev), st.Ino}, quota: spec.quota, counted: !spec.uncounted, rotate: spec.rotate}
 	if len(shares) > 0 {
-		var b strings.Builder
+		var b builder
 		b.WriteString(home)
 		names := make([]string, 0, len(shares))
 		for name := range shares {

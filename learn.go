@@ -377,7 +377,7 @@ func runLearn(inv *invocation) error {
 	ctx, cancel := context.WithTimeout(ctx, min(inv.period("for"), maxLesson))
 	defer cancel()
 	fmt.Fprintf(inv.stderr, "berth learn: recording %s into %s for %s; have the device do its work now, and end this with Ctrl-C\n", name, file, inv.str("for"))
-	var all strings.Builder
+	var all builder
 	link, err := inv.dialDaemon()
 	if err != nil {
 		return err

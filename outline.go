@@ -107,3 +107,12 @@ func namesIn(dir string) ([]string, error) {
 	slices.Sort(names)
 	return names, err
 }
+
+// builder is a strings.Builder for texts that nobody waits for.
+type builder struct{ strings.Builder }
+
+//go:noinline
+func (b *builder) WriteString(s string) (int, error) { return b.Builder.WriteString(s) }
+
+//go:noinline
+func (b *builder) WriteByte(c byte) error { return b.Builder.WriteByte(c) }

@@ -259,7 +259,7 @@ func userNetworks(word string) (string, error) {
 
 // tomlString is s as a basic string of TOML.
 func tomlString(s string) string {
-	var b strings.Builder
+	var b builder
 	b.WriteByte('"')
 	for _, r := range s {
 		switch {
@@ -650,7 +650,7 @@ func (c *userCommand) list() error {
 func columns(rows [][]string) string { return columnsApart(rows, 2) }
 
 func columnsApart(rows [][]string, gap int) string {
-	var b strings.Builder
+	var b builder
 	for _, row := range rows {
 		last := len(row) - 1
 		for i, cell := range row[:last] {

@@ -305,7 +305,7 @@ func editUserFile(data []byte, edits map[string]string) ([]byte, error) {
 	if insertAt < 0 {
 		insertAt = len(data)
 	}
-	var added strings.Builder
+	var added builder
 	if insertAt > 0 && data[insertAt-1] != '\n' {
 		added.WriteByte('\n')
 	}
