@@ -127,7 +127,7 @@ func runKick(inv *invocation) error {
 			}
 		}
 		if len(ids) == 0 {
-			return errors.New("there is no such session; berth who lists them")
+			return newError("there is no such session; berth who lists them")
 		}
 	}
 	var failed error
@@ -252,7 +252,7 @@ func (d *daemonLink) reply() (code, text string, err error) {
 			return s[:3], s[4:], nil
 		}
 	}
-	return "", "", d.gone(errors.New("it talks without end"))
+	return "", "", d.gone(newError("it talks without end"))
 }
 
 // ask sends one request and returns what its final answer says; what data comes goes
@@ -287,11 +287,11 @@ func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (strin
 			}
 			switch {
 			case a.Code == codeClosing:
-				return "", d.gone(errors.New(shownText(a.Text)))
+				return "", d.gone(newError(shownText(a.Text)))
 			case a.Reason == "not_logged_in", a.Reason == "denied":
-				return "", errors.New("only root and the group " + adminGroup + " may ask that; use sudo, or: adduser NAME " + adminGroup + ", and log in to the machine anew")
+				return "", newError("only root and the group " + adminGroup + " may ask that; use sudo, or: adduser NAME " + adminGroup + ", and log in to the machine anew")
 			case a.Code >= 400:
-				return "", errors.New(shownLines(a.Text))
+				return "", newError(shownLines(a.Text))
 			case a.Code >= 200:
 				return a.Text, nil
 			}

@@ -10,7 +10,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"io"
 	"os"
 	"slices"
@@ -162,7 +161,7 @@ func (inv *invocation) completeNames(word, kind string, offer func(string)) {
 			offer(head + letters.Replace(e.name))
 		}
 		if left--; left == 0 {
-			return errors.New("enough")
+			return newError("enough")
 		}
 		return nil
 	})
@@ -459,6 +458,8 @@ func completionFish() string {
 }
 
 // completeQuote is s as one word of bash and zsh.
+//
+//go:noinline
 func completeQuote(s string) string {
 	if s != "" {
 		return shellQuote(s)

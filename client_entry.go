@@ -7,7 +7,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -83,7 +82,7 @@ func decodeListLine(line []byte, e *treeEntry) error {
 	case l.Name != nil:
 		e.name = *l.Name
 	default:
-		return errors.New("a line of the listing has no name")
+		return newError("a line of the listing has no name")
 	}
 	switch l.Type {
 	case "file":

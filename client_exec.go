@@ -465,6 +465,7 @@ func (x *execution) tell(kind frameType, payload []byte) {
 	}
 }
 
+//go:noinline
 func (x *execution) signal(s syscall.Signal) {
 	x.tell(frameSignal, []byte(`{"signal":"`+signalName(s)+`"}`))
 }

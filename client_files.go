@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -563,7 +562,7 @@ func runRm(inv *invocation) error {
 		case refusedFor(err, "not_found") && inv.on("force"):
 			return nil
 		case refusedFor(err, "not_empty"):
-			return errors.New("it is a directory with something in it; -r deletes that, too")
+			return newError("it is a directory with something in it; -r deletes that, too")
 		case err != nil:
 			return err
 		}

@@ -331,7 +331,7 @@ func (g *getting) opened(a *remoteAnswer) error {
 		if g.part != nil {
 			g.part.Truncate(0)
 		}
-		return anewError{errors.New("it changes all the time; get it when it does not")}
+		return anewError{newError("it changes all the time; get it when it does not")}
 	}
 	g.size, g.mtime, g.mode, g.at = a.Size, a.MTime, a.Mode, g.offset
 	if string(a.Partial) == "true" && j.note == "" {

@@ -228,7 +228,7 @@ func checkHostWord(host string) error {
 	_, err := netip.ParseAddr(host)
 	switch {
 	case host == "":
-		return errors.New("names no box")
+		return newError("names no box")
 	case len(host) > maxHostName || host[0] == '-' || strings.ContainsFunc(host, odd) || err != nil && strings.ContainsAny(host, ":%"):
 		return errorf("%s is not the name of a box", configQuote(host))
 	}
@@ -246,7 +246,7 @@ func checkLoginName(user string) error {
 func checkSocket(p string) error {
 	switch {
 	case !filepath.IsAbs(p) || strings.HasSuffix(p, "/") || strings.ContainsRune(p, 0):
-		return errors.New("unix: takes the absolute path of a socket; write unix:/run/berth/berth.sock:path")
+		return newError("unix: takes the absolute path of a socket; write unix:/run/berth/berth.sock:path")
 	case len(p) > maxUnixPath:
 		return errorf("a socket's path has at most %d bytes, and this one has %d", maxUnixPath, len(p))
 	}

@@ -332,7 +332,7 @@ func parsePins(file string, data []byte, want func(host string) bool) ([]knownPi
 func lockHosts() (unlock func(), err error) {
 	dir := hostDir()
 	if dir == "" {
-		return nil, errors.New("HOME is not set, so there is no place for it")
+		return nil, newError("HOME is not set, so there is no place for it")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

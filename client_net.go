@@ -552,6 +552,7 @@ func (g *pinging) take(payload []byte) {
 	wake(g.news)
 }
 
+//go:noinline
 func inMilliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // summary tells how it went, and how many came back.
@@ -618,7 +619,7 @@ func runDiscover(inv *invocation) error {
 		reached++
 	}
 	if reached == 0 {
-		return &connError{fmt.Sprintf("ask on the networks here: %v", cmp.Or(sendErr, errors.New("there is none"))), sendErr}
+		return &connError{fmt.Sprintf("ask on the networks here: %v", cmp.Or(sendErr, newError("there is none"))), sendErr}
 	}
 	wait := inv.period("wait")
 	conn.SetReadDeadline(time.Now().Add(wait))

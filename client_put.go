@@ -348,7 +348,7 @@ func (p *putting) large(f *os.File) error {
 		case at == p.size:
 			err = io.EOF
 		case err == io.EOF:
-			err = anewError{errors.New("it became shorter while it was read; send it again")}
+			err = anewError{newError("it became shorter while it was read; send it again")}
 		case err != nil:
 			err = localError(err)
 		}

@@ -58,6 +58,8 @@ type syncRun struct {
 }
 
 // remotePath is where a name is on the box.
+//
+//go:noinline
 func (s *syncRun) remotePath(name string) string { return joinRemote(s.top, name) }
 
 // say and warn tell a person something.

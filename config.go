@@ -721,7 +721,7 @@ func hasRule(cmd commandConfig, arg string) bool {
 func compileArgRule(rule string) (*regexp.Regexp, error) {
 	// By itself first, so that a stray ")" cannot close the group around it.
 	if _, err := regexp.Compile(rule); err != nil {
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+		return nil, newError(strings.TrimPrefix(err.Error(), "error parsing regexp: "))
 	}
 	return regexp.Compile(`\A(?:` + rule + `)\z`)
 }

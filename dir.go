@@ -40,8 +40,10 @@ func (e *entry) fromStat(st *unix.Stat_t) {
 	e.dev, e.ino = uint64(st.Dev), st.Ino
 }
 
-func (e *entry) isDir() bool      { return e.mode&unix.S_IFMT == unix.S_IFDIR }
-func (e *entry) isFile() bool     { return e.mode&unix.S_IFMT == unix.S_IFREG }
+func (e *entry) isDir() bool  { return e.mode&unix.S_IFMT == unix.S_IFDIR }
+func (e *entry) isFile() bool { return e.mode&unix.S_IFMT == unix.S_IFREG }
+
+//go:noinline
 func (e *entry) mtime() time.Time { return time.Unix(e.sec, e.nsec) }
 
 // mustBeFile says why e cannot be read or replaced as a file.

@@ -70,7 +70,7 @@ func runExplain(inv *invocation) error {
 			peer, err = netip.ParseAddr(value)
 			peer = peer.Unmap().WithZone("")
 		default:
-			err = errors.New("")
+			err = newError("")
 		}
 		if err != nil {
 			return usageErr("%s is neither user=NAME nor from=ADDRESS; %s", configQuote(arg), explainForm)

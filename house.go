@@ -813,7 +813,7 @@ func (h *housekeeper) scan(u *user) (was, is ledgerEntry, err error) {
 	case <-j.done:
 		return j.was, j.is, j.err
 	case <-time.After(scanMost):
-		return was, is, errors.New("the home does not answer")
+		return was, is, newError("the home does not answer")
 	case <-h.ctx.Done():
 		return was, is, context.Canceled
 	}

@@ -11,7 +11,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -73,7 +72,7 @@ func (ls *lessons) begin(name string, from netip.Addr) (*lesson, error) {
 	case len(ls.list) == maxLessons:
 		return nil, errorf("%d recordings are running, which is the most", maxLessons)
 	case slices.ContainsFunc(ls.list, func(l *lesson) bool { return l.name == name }):
-		return nil, errors.New("that name is being recorded already")
+		return nil, newError("that name is being recorded already")
 	}
 	l := &lesson{name: name, from: from, seen: map[netip.Addr]bool{}, left: maxDialogue, ready: make(chan struct{}, 1)}
 	ls.list = append(ls.list, l)

@@ -195,6 +195,7 @@ func appendPadded(b []byte, n int64, width int) []byte {
 	return append(b, t[i:]...)
 }
 
+//go:noinline
 func utoa(n uint64) string {
 	if n == 0 {
 		return "0"
@@ -219,6 +220,8 @@ func appendLeft(b []byte, s string, width int) []byte {
 
 // appendShown writes a name for people's eyes: control characters become "?",
 // as ls(1) does it, so that no name can forge a line or drive a terminal.
+//
+//go:noinline
 func appendShown(b []byte, name string) []byte {
 	for i := 0; i < len(name); i++ {
 		c := name[i]

@@ -447,6 +447,8 @@ func (m *metrics) configReloaded(ok bool) {
 
 // metricLabel makes a name from a configuration file fit to be a label value;
 // the library panics on what is not UTF-8.
+//
+//go:noinline
 func metricLabel(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // A pairCounter is a counter with two labels whose children are kept in a map

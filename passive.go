@@ -131,6 +131,8 @@ type portRequest struct {
 }
 
 // count is how many ports a range has; 0: any port will do.
+//
+//go:noinline
 func (r portRange) count() int {
 	if r == (portRange{}) {
 		return 0

@@ -11,7 +11,6 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -110,12 +109,12 @@ func schemeHint(scheme string) string {
 func parseArgon2id(stored string) (*passwordHash, error) {
 	parts := strings.Split(stored, "$")
 	if len(parts) != 6 || parts[2] != "v=19" {
-		return nil, errors.New("damaged argon2id hash; its form is $argon2id$v=19$m=19456,t=2,p=1$salt$key")
+		return nil, newError("damaged argon2id hash; its form is $argon2id$v=19$m=19456,t=2,p=1$salt$key")
 	}
 	var m, t, p int
 	params := strings.Split(parts[3], ",")
 	if len(params) != 3 || !hashParameter(params[0], "m=", &m) || !hashParameter(params[1], "t=", &t) || !hashParameter(params[2], "p=", &p) {
-		return nil, errors.New("damaged argon2id parameters; their form is m=19456,t=2,p=1")
+		return nil, newError("damaged argon2id parameters; their form is m=19456,t=2,p=1")
 	}
 	if m < 8*p || m > maxArgonMemory || t < 1 || t > maxArgonTime || p < 1 || p > maxArgonThreads || m*t > maxArgonWork {
 		return nil, errorf("argon2id parameters m=%d,t=%d,p=%d are out of bounds; at most m=%d (KiB), t=%d, p=%d and m times t %d, at least m=8 a thread",
@@ -124,7 +123,7 @@ func parseArgon2id(stored string) (*passwordHash, error) {
 	salt, err1 := base64.RawStdEncoding.Strict().DecodeString(parts[4])
 	key, err2 := base64.RawStdEncoding.Strict().DecodeString(parts[5])
 	if err1 != nil || err2 != nil || len(salt) < 8 || len(salt) > 64 || len(key) < 16 || len(key) > 64 {
-		return nil, errors.New("damaged argon2id salt or key; they are base64 without padding, 8 to 64 and 16 to 64 bytes long")
+		return nil, newError("damaged argon2id salt or key; they are base64 without padding, 8 to 64 and 16 to 64 bytes long")
 	}
 	return argon2idHash(m, t, p, salt, key), nil
 }
@@ -154,7 +153,7 @@ func parseBcrypt(stored string) (*passwordHash, error) {
 	const length = 60
 	cost, err := bcrypt.Cost([]byte(stored))
 	if err != nil || len(stored) != length || !cryptAlphabet(stored[7:]) {
-		return nil, errors.New("damaged bcrypt hash; its form is $2y$12$ and 53 characters, 60 in all")
+		return nil, newError("damaged bcrypt hash; its form is $2y$12$ and 53 characters, 60 in all")
 	}
 	if cost > maxBcryptCost {
 		return nil, errorf("bcrypt cost %d is out of bounds; at most %d", cost, maxBcryptCost)
@@ -224,11 +223,11 @@ func hashPassword(password string) (string, error) {
 func checkPassword(password string) error {
 	switch {
 	case password == "":
-		return errors.New("the password is empty; give one, or use --no-password for a user with certificates only")
+		return newError("the password is empty; give one, or use --no-password for a user with certificates only")
 	case len(password) > maxPassword:
 		return errorf("the password has %d bytes; at most %d", len(password), maxPassword)
 	case strings.ContainsAny(password, "\x00\r\n"):
-		return errors.New("the password holds NUL, CR or LF, which no client can send; leave them out")
+		return newError("the password holds NUL, CR or LF, which no client can send; leave them out")
 	}
 	return nil
 }

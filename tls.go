@@ -131,7 +131,7 @@ func newTLSKeeper(cfg tlsConfig, stateDir, name string, log *slog.Logger) (*tlsK
 		return nil, errorf(`tls: session_reuse = %q; use "off", "warn" or "on"`, cfg.SessionReuse)
 	}
 	if (k.cert == "") != (k.key == "") {
-		return nil, errors.New("tls: certificate and key belong together; set both, or neither to have a certificate made")
+		return nil, newError("tls: certificate and key belong together; set both, or neither to have a certificate made")
 	}
 	if k.cert == "" {
 		dir := filepath.Join(stateDir, tlsDirectory)

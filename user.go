@@ -389,7 +389,7 @@ func (c *userCommand) parse(v *userVerb, args []string) error {
 		}
 	}
 	if ways > 1 {
-		return errors.New("give only one of --password-stdin, --password-hash and --no-password")
+		return newError("give only one of --password-stdin, --password-hash and --no-password")
 	}
 	return checkUserName(c.name)
 }
@@ -777,7 +777,7 @@ func (c *userCommand) printJSON(v any) error {
 func (c *userCommand) newPassword() error {
 	if c.passwordHash != "" {
 		if h, err := parsePassword(c.passwordHash); err != nil || h == nil {
-			return userUsageError{fmt.Sprintf("--password-hash: %v", cmp.Or(err, errors.New("locked, so no password would log in; use --no-password or --disabled")))}
+			return userUsageError{fmt.Sprintf("--password-hash: %v", cmp.Or(err, newError("locked, so no password would log in; use --no-password or --disabled")))}
 		}
 		c.edits["password"] = tomlString(c.passwordHash)
 		return nil
@@ -828,11 +828,11 @@ func (c *userCommand) readPassword() (string, error) {
 	if err == nil && checkPassword(password) == nil {
 		var again string
 		if again, err = t.ReadPassword("The same again: "); err == nil && again != password {
-			return "", errors.New("the two passwords differ; nothing was changed")
+			return "", newError("the two passwords differ; nothing was changed")
 		}
 	}
 	if err == io.EOF { // Ctrl-C or Ctrl-D
-		return "", errors.New("no password given; nothing was changed")
+		return "", newError("no password given; nothing was changed")
 	}
 	return password, err
 }

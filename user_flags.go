@@ -49,7 +49,7 @@ func (s *userSwitches) text(to *string, name, usage string) {
 func (s *userSwitches) toggle(to *bool, name, usage string) {
 	s.add(name, usage, func(word string) (err error) {
 		if *to, err = strconv.ParseBool(word); err != nil {
-			err = errors.New("parse error")
+			err = newError("parse error")
 		}
 		return err
 	})

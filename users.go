@@ -176,7 +176,7 @@ func checkUserName(name string) error {
 	case name == "root":
 		// The system's root has rights here (the admin verbs on the local socket)
 		// that a password for "root" would seem to give and does not.
-		return errors.New(`"root" is reserved for the system's own root; use another name`)
+		return newError(`"root" is reserved for the system's own root; use another name`)
 	}
 	return nil
 }
@@ -579,7 +579,7 @@ func (us *users) readUserFile(name string) ([]byte, fileStamp, fs.FileMode, erro
 	}
 	stamp, mode := stampFor(info), info.Mode()
 	if !mode.IsRegular() {
-		return nil, stamp, 0, errors.New("not a regular file")
+		return nil, stamp, 0, newError("not a regular file")
 	}
 	if mode.Perm()&0o002 != 0 {
 		return nil, stamp, 0, errorf("mode %04o lets anyone on this machine change the user; chmod 600 it", mode.Perm())

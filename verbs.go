@@ -457,4 +457,6 @@ func fill(w io.Writer, indent, text string) {
 }
 
 // sentence is a help line as a sentence.
+//
+//go:noinline
 func sentence(s string) string { return strings.ToUpper(s[:1]) + s[1:] + "." }
