@@ -934,7 +934,7 @@ func TestFaultsDamage(t *testing.T) {
 		}
 		t.Run(fc.name, func(t *testing.T) {
 			w.t = t
-			fc.words = append(slices.Clone(fc.words), "--timeout", "300ms")
+			fc.words = append(slices.Clone(fc.words), "--timeout", "1s")
 			w.note = true
 			_, p, _ := w.run(fc, content, always(fault{}))
 			w.note = false
@@ -999,7 +999,7 @@ func TestFaultsStall(t *testing.T) {
 					name := fmt.Sprint("f", n)
 					f := fault{kind: kind, up: up, at: at}
 					from, to := w.here(name), w.there(name)
-					words := []string{"put", from, "ann@127.0.0.1:" + name, "--plain", "--timeout", "300ms"}
+					words := []string{"put", from, "ann@127.0.0.1:" + name, "--plain", "--timeout", "2s"}
 					if !put {
 						from, to = to, from
 						words[0], words[1], words[2] = "get", words[2], words[1]
