@@ -350,7 +350,7 @@ type slowWriter struct {
 }
 
 func (s *slowWriter) Write(p []byte) (int, error) {
-	s.once.Do(func() { time.Sleep(700 * time.Millisecond) }) // --timeout is 300ms: this is about real time
+	s.once.Do(func() { time.Sleep(1500 * time.Millisecond) }) // --timeout is 1s: this is about real time
 	return s.syncBuffer.Write(p)
 }
 
@@ -362,7 +362,7 @@ func TestFaultsSlowOutput(t *testing.T) {
 	p := newFaultProxy(t, w.addr, always(fault{}))
 	out, errs := &slowWriter{}, &syncBuffer{}
 	inv := &invocation{verb: findVerb("get"), stdin: strings.NewReader(""), stdout: out, stderr: errs, ctx: t.Context(), pause: time.Millisecond}
-	err := inv.read([]string{"ann@127.0.0.1:f", "-", "-q", "-p", p.port(), "--timeout", "300ms"})
+	err := inv.read([]string{"ann@127.0.0.1:f", "-", "-q", "-p", p.port(), "--timeout", "1s"})
 	if err == nil {
 		err = runClient(inv)
 	}
