@@ -420,7 +420,7 @@ func (h *housekeeper) run() {
 			}
 			h.saved = now
 			h.save(false)
-			h.ledger.letGo(h.counted(), h.jails.counted())
+			h.ledger.letGo(h.users.all(), h.jails.counted())
 			h.forgetRotations(now)
 			if planned == nil { // else a home hangs
 				planned = make(chan struct{})
@@ -450,13 +450,18 @@ func (h *housekeeper) stop(planned chan struct{}) {
 	}
 }
 
-// planAll plans the first sweep of everybody who has none planned.
+// planAll plans the first sweep of everybody who has none planned, and is not disabled:
+// what is his is left alone until he is enabled, so that its disk can be unmounted.
 func (h *housekeeper) planAll() {
 	for _, u := range h.users.all() {
 		h.mu.Lock()
+		if u.Disabled {
+			delete(h.due, u.Name)
+			h.urgent[u.Name] = true // others may have written there, by a share as well
+		}
 		_, planned := h.due[u.Name]
 		h.mu.Unlock()
-		if !planned && h.ctx.Err() == nil {
+		if !planned && !u.Disabled && h.ctx.Err() == nil {
 			h.plan(u)
 		}
 	}
@@ -489,11 +494,13 @@ func (h *housekeeper) plan(u *user) {
 			return // and asked for again in a minute
 		}
 		b := h.ledger.open(u.Name, u.Home, home.id(), birth(dir), false)
+		h.mu.Lock()
 		b.mu.Lock()
-		if !b.exact {
+		if !b.exact || h.urgent[u.Name] {
 			later = 0
 		}
 		b.mu.Unlock()
+		h.mu.Unlock()
 	} else {
 		h.ledger.mixed(int(dir.Fd()), home.id(), u.Name, u.Home)
 		if !h.ledger.clean {

@@ -68,6 +68,9 @@ func (b *houseBox) write(share ...*user) {
 		if u.Expire > 0 {
 			text += fmt.Sprintf("expire = %q\n", u.Expire.std())
 		}
+		if u.Disabled {
+			text += "disabled = true\n"
+		}
 		if slices.Contains(share, u) {
 			text += fmt.Sprintf("shares.share = { path = %q, write = true }\n", b.path("share"))
 		}
@@ -829,6 +832,61 @@ func TestHouseExpiresInTime(t *testing.T) {
 		synctest.Wait()
 		if got := b.names("home"); got != "" {
 			t.Errorf("left %q three seconds later", got)
+		}
+	})
+}
+
+// TestHouseDisabled: the home of a disabled user is let go of, so that its disk can be
+// unmounted, and left alone; what is known of it is shown until he is enabled again,
+// and counted anew then.
+func TestHouseDisabled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ann := &user{Name: "ann", QuotaBytes: 100, Expire: duration(time.Hour)}
+		b := newHouseBox(t, ann)
+		b.file("home/f", 60, 0)
+		held := func() int {
+			synctest.Wait()
+			b.js.ledger.mu.Lock()
+			defer b.js.ledger.mu.Unlock()
+			return len(b.js.ledger.held)
+		}
+		disable := func(yes bool) {
+			ann.Disabled = yes
+			b.write()
+			b.house.users.reload(nil)
+		}
+		b.house.start()
+		if n := held(); n != 1 {
+			t.Fatalf("%d homes are locked", n)
+		}
+		disable(true)
+		time.Sleep(2*homeLockLinger + houseTick)
+		if n := held(); n != 0 {
+			t.Errorf("two minutes after he was disabled %d homes are locked", n)
+		}
+		if bytes, _, known := b.js.ledger.user("ann").usage(); bytes != 60 || !known {
+			t.Errorf("%d bytes are shown, known: %t", bytes, known)
+		}
+		b.file("home/g", 30, 0)
+		time.Sleep(countEvery + time.Hour)
+		if n, got := held(), b.names("home"); n != 0 || got != "f g" {
+			t.Errorf("a day later %d homes are locked, and there is %q", n, got)
+		}
+		b.end(true)
+		b.again()
+		b.house.start()
+		time.Sleep(time.Hour)
+		if n := held(); n != 0 {
+			t.Errorf("after a restart %d homes are locked", n)
+		}
+		ann.Expire = 0
+		disable(false)
+		time.Sleep(ledgerEvery + houseTick)
+		if n := held(); n != 1 {
+			t.Errorf("enabled again, %d homes are locked", n)
+		}
+		if bytes, _, known := b.js.ledger.user("ann").usage(); bytes != 90 || !known {
+			t.Errorf("enabled again, there are %d bytes, known: %t", bytes, known)
 		}
 	})
 }

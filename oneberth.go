@@ -173,16 +173,22 @@ func (l *ledger) claim(f *os.File, dir int, home string) {
 	unix.Fsetxattr(fd, ledgerXattr, []byte(l.name), 0)
 }
 
-// letGo gives up the homes that none of these users has any more, as after a reload
-// with quota = "filesystem", nor anybody has asked for of late. inUse tells of those
-// that a session has still open.
-func (l *ledger) letGo(users map[string]string, inUse map[fileID]bool) {
+// letGo gives up the homes that none of these users has counted any more, as after a
+// reload with quota = "filesystem", nor anybody has asked for of late. inUse tells of
+// those that a session has still open. Homes of disabled users alone are given up, too:
+// a lock is an open file, and their disk could not be unmounted. The figures of these
+// are still shown, and made anew when one of them is enabled.
+func (l *ledger) letGo(users []*user, inUse map[fileID]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var files []*os.File
-	for user := range users {
-		if b := l.users[user]; b != nil {
-			inUse[b.id] = true
+	shown := map[*balance]bool{}
+	for _, u := range users {
+		if b := l.users[u.Name]; b != nil && u.Quota != "filesystem" {
+			shown[b] = true
+			if !u.Disabled {
+				inUse[b.id] = true
+			}
 		}
 	}
 	for id, h := range l.held {
@@ -194,12 +200,19 @@ func (l *ledger) letGo(users map[string]string, inUse map[fileID]bool) {
 		if inUse[id] || time.Since(h.used) < homeLockLinger {
 			continue
 		}
-		for user, b := range l.users {
-			if b.id == id {
-				delete(l.users, user)
+		// Others may write there from now on: to be counted anew.
+		if b := l.homes[id]; shown[b] {
+			b.mu.Lock()
+			b.exact = false
+			b.mu.Unlock()
+		} else {
+			for user, b := range l.users {
+				if b.id == id {
+					delete(l.users, user)
+				}
 			}
+			delete(l.homes, id)
 		}
-		delete(l.homes, id) // others may write there from now on: to be counted anew
 		delete(l.held, id)
 		if h.file != nil {
 			files = append(files, h.file)

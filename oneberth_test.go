@@ -315,7 +315,7 @@ func TestHomeLock(t *testing.T) {
 		}
 	}
 	old()
-	l.letGo(map[string]string{"ann": spec.home}, map[fileID]bool{})
+	l.letGo([]*user{{Name: "ann"}}, map[fileID]bool{})
 	l.letGo(nil, box.js.counted())
 	if len(l.held) != 1 {
 		t.Fatal("let go of, while it is counted or a session has it")

@@ -113,7 +113,7 @@ func (s *server) homeStates() (n homeStates) {
 		}
 		state := unknown
 		switch _, _, counted := s.jails.ledger.user(u.Name).usage(); {
-		case counted || s.house.homeless(u):
+		case counted || u.Disabled || s.house.homeless(u): // a disabled user's home is left alone
 			state = known
 		case s.house.counting(u.Name):
 			state = scanning
