@@ -47,6 +47,35 @@ func TestOperationsLinks(t *testing.T) {
 	}
 }
 
+// TestOperationsExamples: what the page has people copy is what the package brings.
+func TestOperationsExamples(t *testing.T) {
+	t.Parallel()
+	const installed = "/usr/share/doc/berth/examples/"
+	page, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	build, err := os.ReadFile("packaging/deb/build")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := regexp.MustCompile(installed+`([\w./-]+\w)`).FindAllStringSubmatch(string(page), -1)
+	if len(files) < 5 {
+		t.Fatalf("only %d examples were found", len(files))
+	}
+	for _, m := range files {
+		dir, rest, _ := strings.Cut(m[1], "/")
+		there, put := false, strings.Contains(string(build), " docs/"+m[1])
+		for _, from := range []string{"docs/" + m[1], "packaging/" + m[1], filepath.Join("packaging", dir, "examples", rest)} {
+			_, err := os.Stat(from)
+			there = there || err == nil
+		}
+		if put = put || strings.Contains(string(build), " packaging/"+dir); !there || !put {
+			t.Errorf("%s: there: %t, packaging/deb/build puts it there: %t", m[0], there, put)
+		}
+	}
+}
+
 func TestOperationsCommands(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("docs/operations.md")
