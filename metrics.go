@@ -3,8 +3,8 @@ package main
 // The metrics room owns every name under /metrics, their label sets, and what a
 // scrape is answered. It is a leaf: others tell it what happened through typed
 // methods, and what it must ask (quotas, bans, free space) comes through
-// functions that main gives it. It knows no session, user or file; nothing
-// outside this file sees the Prometheus library. A peer's address, a path or
+// functions that main gives it. It knows no session, user or file; nothing but it
+// and metrics_users.go sees the Prometheus library. A peer's address, a path or
 // anything else a stranger chooses is never a label.
 
 import (
@@ -52,6 +52,9 @@ const (
 	// scrapesInFlight bounds the memory that impatient scrapers can hold; two
 	// Prometheus servers and a person with curl are the usual most.
 	scrapesInFlight = 4
+
+	// textChunk is how much text is written at once.
+	textChunk = 16 << 10
 )
 
 // metrics counts what berth does. All methods may be called from any
@@ -59,10 +62,6 @@ const (
 type metrics struct {
 	registry *prometheus.Registry
 	src      metricSources
-	// Whose name is a label now, so that it can be taken back when he is removed.
-	// Not used where names are no labels.
-	namedMu mutex
-	named   map[string]struct{}
 	// The Go and process collectors cost more to make than all the rest
 	// together, so the first scrape makes them and not the start.
 	runtimeOnce sync.Once
@@ -70,11 +69,11 @@ type metrics struct {
 	sessions         *prometheus.GaugeVec
 	sessionsTotal    *prometheus.CounterVec
 	logins           *prometheus.CounterVec
-	transfers        *prometheus.CounterVec
-	transferBytes    *prometheus.CounterVec
+	transfers        *userCounters
+	transferBytes    *userCounters
 	transferDuration *prometheus.HistogramVec
 	transfersActive  *prometheus.GaugeVec
-	quotaRejects     *prometheus.CounterVec
+	quotaRejects     *userCounters
 	commands         *prometheus.CounterVec
 	commandDuration  *prometheus.HistogramVec
 	hooksLost        *prometheus.CounterVec
@@ -144,7 +143,7 @@ type metricSources struct {
 	Anonymous    bool     // no label names a user, and there are sums instead
 	LoginReasons []string // why logins fail; these series exist from the start
 
-	Usage             func() []userUsage     // known users only; names are unique
+	Usage             func() []userUsage     // known users only, each once, by name
 	IsUser            func(name string) bool // who is none any more loses his series
 	StateFree         func() (uint64, error) // bytes an unprivileged writer can still use
 	CertificateExpiry func() time.Time       // zero: no certificate
@@ -162,7 +161,7 @@ type metricSources struct {
 // newMetrics makes the metrics of one daemon on a registry of their own. The
 // configuration counts as loaded at this moment.
 func newMetrics(version, revision string, src metricSources) *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), src: src, named: map[string]struct{}{}}
+	m := &metrics{registry: prometheus.NewRegistry(), src: src}
 
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
@@ -181,12 +180,9 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 		return v
 	}
 
-	// user is the labels with the user's name in front, unless there is to be none.
-	user := func(labels ...string) []string {
-		if src.Anonymous {
-			return labels
-		}
-		return append([]string{"user"}, labels...)
+	// ofUsers has the user's name as its last label, unless there is to be none.
+	ofUsers := func(name, help string, labels ...string) *userCounters {
+		return newUserCounters(name, help, m.labels("user", labels...)...)
 	}
 
 	gauge("berth_build_info", "Always 1; the labels tell which berth this is.",
@@ -197,16 +193,16 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 	m.sessionsTotal = counter("berth_sessions_total", "Sessions that have ended, by how they ended.", "protocol", "result")
 	m.logins = counter("berth_logins_total", "Login attempts.", "method", "result")
 
-	m.transfers = counter("berth_transfers_total", "Transfers that have ended, by how they ended.",
-		user("direction", "protocol", "result")...)
-	m.transferBytes = counter("berth_transfer_bytes_total", "Bytes of file content sent (download) and received (upload), counted while they move.",
-		user("direction", "protocol")...)
+	m.transfers = ofUsers("berth_transfers_total", "Transfers that have ended, by how they ended.",
+		"direction", "protocol", "result")
+	m.transferBytes = ofUsers("berth_transfer_bytes_total", "Bytes of file content sent (download) and received (upload), counted while they move.",
+		"direction", "protocol")
 	// From a small file on a LAN to a disk image over a radio link.
 	m.transferDuration = histogram("berth_transfer_duration_seconds", "Time transfers took, whatever their end.",
 		[]float64{0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300, 900, 3600}, "direction", "protocol")
 	m.transfersActive = gauge("berth_transfers_active", "Transfers running now.", "direction")
 
-	m.quotaRejects = counter("berth_quota_rejected_total", "Uploads refused or cut short by a user's quota.", user()...)
+	m.quotaRejects = ofUsers("berth_quota_rejected_total", "Uploads refused or cut short by a user's quota.")
 
 	m.commands = counter("berth_commands_total", "Commands run for users, by how they ended.", "command", "result")
 	m.commandDuration = histogram("berth_command_duration_seconds", "Time commands took, whatever their end.",
@@ -303,7 +299,7 @@ type countedTransfer struct {
 func (m *metrics) transferStarted(user, direction, protocol string) *countedTransfer {
 	m.transfersActive.WithLabelValues(direction).Inc()
 	return &countedTransfer{m: m, user: user, direction: direction, protocol: protocol, started: time.Now(),
-		bytes: m.transferBytes.WithLabelValues(m.labels(user, direction, protocol)...)}
+		bytes: m.transferBytes.with(m.labels(user, direction, protocol)...)}
 }
 
 // add counts n bytes while they move; it does not allocate, and ignores n below 1.
@@ -320,40 +316,16 @@ func (t *countedTransfer) end(result string) {
 	}
 	t.ended = true
 	t.m.transfersActive.WithLabelValues(t.direction).Dec()
-	t.m.transfers.WithLabelValues(t.m.labels(t.user, t.direction, t.protocol, result)...).Inc()
+	t.m.transfers.with(t.m.labels(t.user, t.direction, t.protocol, result)...).Inc()
 	t.m.transferDuration.WithLabelValues(t.direction, t.protocol).Observe(time.Since(t.started).Seconds())
 }
 
-// labels is the values of labels that begin with the user's, which is left out
-// where no label names one.
-func (m *metrics) labels(user string, more ...string) []string {
+// labels is labels with the user's at their end, which is left out where none names one.
+func (m *metrics) labels(user string, others ...string) []string {
 	if m.src.Anonymous {
-		return more
+		return others
 	}
-	m.namedMu.Lock()
-	m.named[user] = struct{}{}
-	m.namedMu.Unlock()
-	return append([]string{metricLabel(user)}, more...)
-}
-
-// forgetUsers ends the series of users who are none any more: their names would
-// else stay until a restart, however often users come and go.
-func (m *metrics) forgetUsers() {
-	if m.src.IsUser == nil {
-		return
-	}
-	m.namedMu.Lock()
-	defer m.namedMu.Unlock()
-	for name := range m.named {
-		if m.src.IsUser(name) {
-			continue
-		}
-		delete(m.named, name)
-		of := prometheus.Labels{"user": metricLabel(name)}
-		m.transfers.DeletePartialMatch(of)
-		m.transferBytes.DeletePartialMatch(of)
-		m.quotaRejects.DeletePartialMatch(of)
-	}
+	return append(others, metricLabel(user))
 }
 
 // command counts one control command and the code of its final reply. verb is
@@ -399,7 +371,7 @@ func (m *metrics) uploadHookLost(command, reason string) {
 func (m *metrics) datagram(service, result string) { m.datagrams.inc(service, result) }
 
 // quotaRejected counts an upload that the user's quota refused or cut short.
-func (m *metrics) quotaRejected(user string) { m.quotaRejects.WithLabelValues(m.labels(user)...).Inc() }
+func (m *metrics) quotaRejected(user string) { m.quotaRejects.with(m.labels(user)...).Inc() }
 
 // commandTook tells how long a command or request of that class took, without the
 // time that its client, its transfer or its program took.
@@ -524,7 +496,6 @@ func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
 			s.ask(name, ch, question)
 		}
 	}
-	ask("berth_quota_bytes", src.Usage != nil, func() { s.collectUsage(ch) })
 	ask("berth_state_free_bytes", src.StateFree != nil, func() {
 		if free, err := src.StateFree(); err == nil {
 			gauge(float64(free), "berth_state_free_bytes", "Bytes free on the file system of the state directory.")
@@ -579,48 +550,6 @@ func (s *sourceCollector) Collect(ch chan<- prometheus.Metric) {
 	})
 }
 
-// collectUsage shows who may store what and does: each user, or all together.
-func (s *sourceCollector) collectUsage(ch chan<- prometheus.Metric) {
-	labels := []string{"user"}
-	all := s.src.Usage()
-	if s.src.Anonymous {
-		labels = nil
-		sum := userUsage{Known: true}
-		for _, u := range all {
-			sum.QuotaBytes += u.QuotaBytes
-			sum.QuotaFiles += u.QuotaFiles
-			if u.Known {
-				sum.UsedBytes += u.UsedBytes
-				sum.UsedFiles += u.UsedFiles
-			}
-		}
-		all = []userUsage{sum}
-	}
-	quota := sourceDesc("berth_quota_bytes", "Bytes the user may store; 0 means no limit.", labels...)
-	used := sourceDesc("berth_quota_used_bytes", "Bytes the user's files take.", labels...)
-	quotaFiles := sourceDesc("berth_quota_files", "Files the user may store; 0 means no limit.", labels...)
-	usedFiles := sourceDesc("berth_quota_used_files", "Files the user has stored.", labels...)
-	rotates := sourceDesc("berth_quota_rotates", "Always 1, for users whose full home makes room by itself.", labels...)
-	for _, u := range all {
-		var name []string
-		if labels != nil {
-			name = []string{metricLabel(u.Name)}
-		}
-		send := func(d *prometheus.Desc, v int64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), name...)
-		}
-		send(quota, u.QuotaBytes)
-		send(quotaFiles, u.QuotaFiles)
-		if u.Known {
-			send(used, u.UsedBytes)
-			send(usedFiles, u.UsedFiles)
-		}
-		if u.Rotates {
-			send(rotates, 1)
-		}
-	}
-}
-
 // ask runs one question; a panic in it becomes an error of this scrape.
 func (s *sourceCollector) ask(name string, ch chan<- prometheus.Metric, question func()) {
 	defer func() {
@@ -649,6 +578,7 @@ type scrapeHandler struct {
 	gather   func() ([]*dto.MetricFamily, error)
 	inFlight chan struct{} // its capacity is the limit
 	zippers  sync.Pool     // of *gzip.Writer, each of which holds most of a megabyte
+	size     atomic.Int64  // of the last answer, as the next one is most often no longer
 }
 
 func (s *scrapeHandler) answer(a *httpAnswer, q *httpRequest) {
@@ -669,12 +599,14 @@ func (s *scrapeHandler) answer(a *httpAnswer, q *httpRequest) {
 	a.set("Vary", "Accept")
 	a.set("Vary", "Accept-Encoding")
 	a.set("Content-Type", string(format))
+	a.body.Grow(int(s.size.Load()))
 	var body io.Writer = &a.body
 	if gzipPreferred(q.header.values("Accept-Encoding")) {
 		a.set("Content-Encoding", "gzip")
 		zip, ok := s.zippers.Get().(*gzip.Writer)
 		if !ok {
-			zip = gzip.NewWriter(nil)
+			// A box's processor is what there is least of, and its scrapes go over a LAN.
+			zip, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
 		}
 		zip.Reset(&a.body)
 		defer func() {
@@ -686,16 +618,18 @@ func (s *scrapeHandler) answer(a *httpAnswer, q *httpRequest) {
 
 	// Prometheus' federation and people pick families by name.
 	only := q.url.Query()["name[]"]
+	var scratch []byte
 	for _, family := range families {
 		if len(only) == 0 || inList(only, family.GetName()) {
-			writeFamily(body, format, family) // what cannot be encoded is left out
+			writeFamily(body, &scratch, format, family) // what cannot be encoded is left out
 		}
 	}
+	s.size.Store(int64(a.body.Len()))
 }
 
 // writeFamily encodes one family. The format's escaping scheme has nothing to
 // do: it is for names outside [a-zA-Z0-9_:], and there are none here.
-func writeFamily(w io.Writer, format expfmt.Format, family *dto.MetricFamily) (err error) {
+func writeFamily(w io.Writer, scratch *[]byte, format expfmt.Format, family *dto.MetricFamily) (err error) {
 	switch format.FormatType() {
 	case expfmt.TypeProtoDelim:
 		_, err = protodelim.MarshalTo(w, family)
@@ -704,7 +638,7 @@ func writeFamily(w io.Writer, format expfmt.Format, family *dto.MetricFamily) (e
 	case expfmt.TypeProtoCompact:
 		_, err = fmt.Fprintln(w, family.String())
 	default:
-		_, err = expfmt.MetricFamilyToText(w, family)
+		err = writeText(w, scratch, family)
 	}
 	return err
 }
@@ -736,8 +670,21 @@ func gzipPreferred(accepted []string) bool {
 // gather is what a scrape sees.
 func (m *metrics) gather() ([]*dto.MetricFamily, error) {
 	m.runtimeOnce.Do(m.addRuntime)
-	m.forgetUsers()
-	return m.registry.Gather()
+	ofUsers := m.userFamilies() // first, so that the registry tells of a panic in it
+	all, err := m.registry.Gather()
+	for _, f := range ofUsers {
+		if len(f.GetMetric()) == 0 {
+			continue
+		}
+		at := 0 // by name, as the registry has them
+		for at < len(all) && all[at].GetName() < f.GetName() {
+			at++
+		}
+		all = append(all, nil)
+		copy(all[at+1:], all[at:])
+		all[at] = f
+	}
+	return all, err
 }
 
 // addRuntime registers the collectors that only a scrape needs.

@@ -1515,7 +1515,7 @@ func BenchmarkReply(b *testing.B) {
 // metric adds up the samples of a metric whose labels hold all the given values.
 func (b *ftpBox) metric(t testing.TB, name string, labels ...string) (sum float64) {
 	t.Helper()
-	families, err := b.srv.metrics.registry.Gather()
+	families, err := b.srv.metrics.gather()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -700,13 +700,14 @@ func (us *users) refresh() {
 	for _, name := range names {
 		there[name] = true
 	}
-	for name := range us.current.Load().entries {
+	known := us.current.Load().entries
+	for name := range known {
 		if !there[name] {
 			us.follow(name)
 		}
 	}
 	for _, name := range names {
-		if checkUserName(name) == nil {
+		if known[name] != nil || checkUserName(name) == nil { // which takes as long as the rest of it
 			us.follow(name)
 		}
 	}
