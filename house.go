@@ -9,11 +9,9 @@
 package main
 
 import (
-	"cmp"
 	"container/heap"
 	"context"
 	"errors"
-	"hash/fnv"
 	"log/slog"
 	"os"
 	"path"
@@ -324,6 +322,8 @@ type housekeeper struct {
 	config func() *config
 	log    *slog.Logger
 
+	openHome func(string) (int, error) // a test has its own
+
 	ctx   context.Context
 	begun sync.Once
 	asked chan *sweepJob
@@ -339,6 +339,7 @@ type housekeeper struct {
 	quietUntil time.Time                // nothing is removed for its age before
 	noHome     map[string]string        // by user: the home that he is to have and that is not there
 	walking    map[string]int           // by user: sweeps of his home that run and are not given up
+	looks      map[string]*homeLook     // by user: looks at his home that have not ended
 
 	// of the loop alone
 	started  time.Time
@@ -365,7 +366,7 @@ func newHousekeeper(ctx context.Context, us *users, jails *jailSet, cfg func() *
 	h := &housekeeper{users: us, jails: jails, ledger: jails.ledger, config: cfg, log: log, ctx: ctx,
 		asked: make(chan *sweepJob), over: make(chan *sweepJob), done: make(chan struct{}),
 		due: map[string]time.Time{}, urgent: map[string]bool{}, rotations: map[fileID]*rotation{}, running: map[*sweepJob]bool{}, backoff: map[string]time.Duration{},
-		noHome: map[string]string{}, walking: map[string]int{}}
+		noHome: map[string]string{}, walking: map[string]int{}, looks: map[string]*homeLook{}, openHome: openHome}
 	jails.makeRoom = h.makeRoom
 	jails.recount = h.recount
 	jails.attend = h.attend
@@ -422,7 +423,7 @@ func (h *housekeeper) run() {
 			h.save(false)
 			h.ledger.letGo(h.users.all(), h.jails.counted())
 			h.forgetRotations(now)
-			if planned == nil { // else a home hangs
+			if planned == nil { // else homes are slow
 				planned = make(chan struct{})
 				go func(planned chan struct{}) {
 					defer close(planned)
@@ -448,75 +449,6 @@ func (h *housekeeper) stop(planned chan struct{}) {
 			return
 		}
 	}
-}
-
-// planAll plans the first sweep of everybody who has none planned, and is not disabled:
-// what is his is left alone until he is enabled, so that its disk can be unmounted.
-func (h *housekeeper) planAll() {
-	for _, u := range h.users.all() {
-		h.mu.Lock()
-		if u.Disabled {
-			delete(h.due, u.Name)
-			h.urgent[u.Name] = true // others may have written there, by a share as well
-		}
-		_, planned := h.due[u.Name]
-		h.mu.Unlock()
-		if !planned && !u.Disabled && h.ctx.Err() == nil {
-			h.plan(u)
-		}
-	}
-}
-
-// plan opens a user's balance, if his home is there, and plans his first sweep:
-// at once where the ledger is in doubt, else some time within a day.
-func (h *housekeeper) plan(u *user) {
-	fd, err := unix.Open(u.Home, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	h.mu.Lock()
-	if delete(h.noHome, u.Name); err == unix.ENOENT {
-		h.noHome[u.Name] = u.Home
-	}
-	h.mu.Unlock()
-	if err != nil {
-		return
-	}
-	dir := os.NewFile(uintptr(fd), u.Home)
-	defer dir.Close()
-	var home entry
-	if fstat(dir, &home) != nil {
-		return
-	}
-	later := cmp.Or(h.config().Transfer.PartialTTL.std(), countEvery)
-	if u.Expire > 0 {
-		later = min(later, sweepMin)
-	}
-	if u.Quota != "filesystem" {
-		if h.ledger.hold(int(dir.Fd()), home.id(), u.Home) != nil {
-			return // and asked for again in a minute
-		}
-		b := h.ledger.open(u.Name, u.Home, home.id(), birth(dir), false)
-		h.mu.Lock()
-		b.mu.Lock()
-		if !b.exact || h.urgent[u.Name] {
-			later = 0
-		}
-		b.mu.Unlock()
-		h.mu.Unlock()
-	} else {
-		h.ledger.mixed(int(dir.Fd()), home.id(), u.Name, u.Home)
-		if !h.ledger.clean {
-			later = 0
-		}
-	}
-	if later > 0 {
-		hash := fnv.New32a()
-		hash.Write([]byte(u.Name))
-		later = min(later, countEvery) - time.Duration(hash.Sum32())%(min(later, countEvery)/2+1)
-	} else {
-		h.mu.Lock()
-		h.urgent[u.Name] = true
-		h.mu.Unlock()
-	}
-	h.attend(u.Name, time.Now().Add(later))
 }
 
 // active is how many sweeps are running and not given up. It is for the loop alone.
@@ -600,9 +532,21 @@ func (h *housekeeper) watchSweeps(now time.Time) {
 		} else if now.Sub(j.moved) > sweepStuck {
 			h.running[j] = false
 			h.walks(j.u.Name, -1)
-			h.log.Error("home does not answer", "user", j.u.Name, "home", j.u.Home, "for", now.Sub(j.moved).Round(time.Second))
+			h.noAnswer(j.u, now.Sub(j.moved))
 		}
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, l := range h.looks {
+		if stuck := now.Sub(l.since); stuck > sweepStuck && !l.told {
+			l.told = true
+			h.noAnswer(l.u, stuck)
+		}
+	}
+}
+
+func (h *housekeeper) noAnswer(u *user, stuck time.Duration) {
+	h.log.Error("home does not answer", "user", u.Name, "home", u.Home, "for", stuck.Round(time.Second))
 }
 
 // watchClock notices a clock that was set: for a while then no age is believed.

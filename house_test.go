@@ -918,6 +918,59 @@ func TestHouseMissingHome(t *testing.T) {
 	}
 }
 
+// TestHouseHomesThatHang: homes whose file server is gone do not keep those behind them
+// from being counted, cost a bounded number of threads, and come back by themselves.
+func TestHouseHomesThatHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := t.TempDir()
+		var all []*user
+		for i := range 3 * looksHungDir {
+			all = append(all, &user{Name: fmt.Sprintf("a%02d", i), QuotaBytes: 100, Home: filepath.Join(dead, itoa(i))})
+		}
+		for i := range 2 * looksAtOnce {
+			all = append(all, &user{Name: fmt.Sprintf("b%02d", i), QuotaBytes: 100})
+		}
+		b := newHouseBox(t, all...)
+		back := make(chan struct{})
+		var looks atomic.Int64
+		b.house.openHome = func(home string) (int, error) {
+			if strings.HasPrefix(home, dead) {
+				looks.Add(1)
+				<-back
+				return -1, unix.ENOENT
+			}
+			return openHome(home)
+		}
+		for range 3 { // one a minute
+			b.house.planAll()
+			for _, u := range all {
+				if is, dies := b.js.ledger.user(u.Name) != nil, strings.HasPrefix(u.Home, dead); is == dies {
+					t.Errorf("%s: ledger %v, and his home hangs %v", u.Name, is, dies)
+				}
+			}
+			if n := looks.Load(); n != looksHungDir {
+				t.Errorf("%d looks hang, want %d", n, looksHungDir)
+			}
+		}
+		b.house.watchSweeps(time.Now().Add(2 * sweepStuck))
+		b.house.watchSweeps(time.Now().Add(3 * sweepStuck))
+		if n := strings.Count(b.log.String(), "home does not answer"); n != looksHungDir {
+			t.Errorf("%d lines, want %d:\n%s", n, looksHungDir, b.log.String())
+		}
+		close(back)
+		synctest.Wait()
+		b.house.planAll()
+		for _, u := range all {
+			if strings.HasPrefix(u.Home, dead) && !b.house.homeless(u) {
+				t.Errorf("%s is still unknown", u.Name)
+			}
+		}
+		if len(b.house.looks) != 0 {
+			t.Errorf("%d looks are left", len(b.house.looks))
+		}
+	})
+}
+
 // --- rotation ---
 
 // TestRotate: a full home loses its oldest complete files, as many as it takes
