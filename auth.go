@@ -116,7 +116,7 @@ type authenticator struct {
 	limits     limitsConfig
 	remembered recentMap[[sha256.Size]byte, time.Time]
 	computing  map[[sha256.Size]byte]*hashResult // by name, stored hash and password
-	addresses  recentMap[netip.Prefix, addressFailures]
+	addresses  recentMap[failureKey, addressFailures]
 	names      recentMap[string, nameFailures]
 }
 
@@ -159,7 +159,7 @@ func newAuthenticator(us *users, limits limitsConfig, log *slog.Logger, observe 
 		limits:     limits,
 		computing:  map[[sha256.Size]byte]*hashResult{},
 		remembered: newRecentMap[[sha256.Size]byte, time.Time](rememberMax),
-		addresses:  newRecentMap[netip.Prefix, addressFailures](maxFailureRecords),
+		addresses:  newRecentMap[failureKey, addressFailures](maxFailureRecords),
 		names:      newRecentMap[string, nameFailures](maxFailureRecords),
 	}
 	rand.Read(a.rememberKey[:])
@@ -308,7 +308,7 @@ func (a *authenticator) computeFor(ctx context.Context, key [sha256.Size]byte, r
 // refuseBanned is the bannedError of a banned address, logged and counted; such a try
 // does not lengthen the ban.
 func (a *authenticator) refuseBanned(name string, peer netip.Addr, method string) error {
-	left, yes := a.banned(peer)
+	left, yes := a.bannedAs(peer, method)
 	if !yes {
 		return nil
 	}
@@ -351,7 +351,7 @@ func (u *user) allowRule(peer netip.Addr) int {
 // verify calls it; logins by certificate and local socket call it for themselves.
 func (a *authenticator) succeed(name string, peer netip.Addr, method string) {
 	a.mu.Lock()
-	if rec := a.addresses.get(failurePrefix(peer)); rec != nil {
+	if rec := a.addresses.get(failuresOf(peer, method)); rec != nil {
 		if own, ok := rec.byName[name]; ok {
 			rec.tries -= own.tries
 			rec.points -= own.points
@@ -376,7 +376,7 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 	if window <= 0 {
 		window = failureWindow
 	}
-	key := failurePrefix(peer)
+	key := failuresOf(peer, method)
 	rec := a.addresses.touch(key)
 	if rec.since.IsZero() || now.Sub(rec.since) > window && now.After(rec.banned) {
 		*rec = addressFailures{since: now, byName: map[string]nameTries{}}
@@ -403,7 +403,7 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 
 	due := a.limits.LoginFailures > 0 && a.limits.Ban > 0 && rec.points >= a.limits.LoginFailures
 	ban, spare := false, false
-	switch here := key == (netip.Prefix{}); {
+	switch here := key.from == (netip.Prefix{}); {
 	case due && here:
 		// A ban would shut out everyone behind a proxy or tunnel on this machine.
 		spare, rec.spared = !rec.spared, true
@@ -418,7 +418,7 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 	a.logFailure(name, peer, method, reason)
 	a.observe(method, "failed")
 	if ban {
-		a.log.Warn("address banned", "addr", key.String(), "dur", window)
+		a.log.Warn("address banned", "addr", key.from.String(), "dur", window, "method", method)
 	}
 	if spare {
 		a.log.Warn("address not banned", "addr", addrText(peer), "reason", "it is this machine")
@@ -460,31 +460,44 @@ func addrText(peer netip.Addr) string {
 	return peer.Unmap().String()
 }
 
-// failurePrefix is what failures are counted by: an IPv4 address, the /64 that an IPv6
-// host can choose its address from, or the zero Prefix for all of this machine.
-func failurePrefix(peer netip.Addr) netip.Prefix {
+// A failureKey is what failures are counted by. The pages have a count of their own: a
+// scraper with an old password, which tries for ever, is to cost nobody behind the same
+// address his files, nor a camera with an old one the operator his metrics.
+type failureKey struct {
+	from  netip.Prefix // an IPv4 address, the /64 that an IPv6 host can choose its address from, or the zero Prefix for all of this machine
+	pages bool
+}
+
+func failuresOf(peer netip.Addr, method string) failureKey {
+	pages := method == "http"
 	peer = peer.Unmap().WithZone("")
 	if !peer.IsValid() || peer.IsLoopback() {
-		return netip.Prefix{}
+		return failureKey{pages: pages}
 	}
 	const ipv6Subnet = 64 // RFC 4291 section 2.5.4
 	p, _ := peer.Prefix(min(peer.BitLen(), ipv6Subnet))
-	return p
+	return failureKey{p, pages}
 }
 
-// banned tells whether peer is banned, and for how long still.
+// banned tells whether peer is banned from logins other than those of the pages, and for
+// how long still.
 func (a *authenticator) banned(peer netip.Addr) (left time.Duration, yes bool) {
+	return a.bannedAs(peer, "password")
+}
+
+func (a *authenticator) bannedAs(peer netip.Addr, method string) (left time.Duration, yes bool) {
 	now := a.now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	rec := a.addresses.get(failurePrefix(peer))
+	rec := a.addresses.get(failuresOf(peer, method))
 	if rec == nil || !now.Before(rec.banned) {
 		return 0, false
 	}
 	return rec.banned.Sub(now), true
 }
 
-// bans is the number of addresses that are banned now.
+// bans is the number of addresses that are banned now; one that is banned from the pages
+// and from the rest counts twice.
 func (a *authenticator) bans() int {
 	now := a.now()
 	a.mu.Lock()

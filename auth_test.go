@@ -542,7 +542,7 @@ func TestFailureTablesAreBounded(t *testing.T) {
 	if n := len(a.names.items); n != maxFailureRecords {
 		t.Errorf("%d names are kept; want %d", n, maxFailureRecords)
 	}
-	if n := len(a.addresses.get(failurePrefix(peer1)).byName); n > maxFailureNames+1 {
+	if n := len(a.addresses.get(failuresOf(peer1, "password")).byName); n > maxFailureNames+1 {
 		t.Errorf("%d names are kept of one address; want at most %d", n, maxFailureNames+1)
 	}
 }

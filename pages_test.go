@@ -174,7 +174,8 @@ func TestPagesPasswords(t *testing.T) {
 	}
 }
 
-// Failures at the pages and at FTP are one count, and a ban holds for both.
+// A scraper with an old password is banned from the pages, and costs nobody behind the
+// same address his files; nor do failures there keep the scraper out.
 func TestPagesBan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFTPBox(t, "http.users = [\"ann\"]\ntls.require = \"none\"\nlimits.login_failures = 3\n", "")
@@ -188,7 +189,10 @@ func TestPagesBan(t *testing.T) {
 		if after := a.header.values("Retry-After"); a.status != 429 || len(after) != 1 || after[0] == "0" {
 			t.Errorf("a banned address: %d, Retry-After %q", a.status, after)
 		}
-		b.dialFrom(t, netip.MustParseAddr("192.0.2.1"), testLocal, "control").want("421 Too many failed logins*")
+		c := b.dialFrom(t, netip.MustParseAddr("192.0.2.1"), testLocal, "control")
+		c.want("220 *")
+		c.cmd("USER ann", "331 *")
+		c.cmd("PASS secret", "230 *")
 		if a := b.ask(t, "/metrics", visitor{from: "192.0.2.2", login: "ann:secret"}); a.status != 200 {
 			t.Errorf("another address: %d", a.status)
 		}
@@ -198,6 +202,17 @@ func TestPagesBan(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if a := b.ask(t, "/metrics", right); a.status != 200 {
 			t.Errorf("after the ban: %d", a.status)
+		}
+		camera := netip.MustParseAddr("192.0.2.9")
+		for range 3 {
+			c := b.dialFrom(t, camera, testLocal, "control")
+			c.want("220 *")
+			c.cmd("USER ann", "331 *")
+			c.cmd("PASS wrong", "530 *")
+		}
+		b.dialFrom(t, camera, testLocal, "control").want("421 Too many failed logins*")
+		if a := b.ask(t, "/metrics", visitor{from: camera.String(), login: "ann:secret"}); a.status != 200 {
+			t.Errorf("the scraper behind a camera with an old password: %d", a.status)
 		}
 	})
 }
