@@ -132,11 +132,22 @@ type httpRequest struct {
 
 	peer   netip.Addr // who sent it, by the kernel's word; what a header says of it is anybody's
 	secure bool       // it came under TLS
+	here   bool       // by a listener that this machine alone can reach; the handler's owner sets it
 
 	// giveWay runs wait, which may take seconds. Meanwhile the connection counts as
 	// one that has asked nothing: if its place is needed it is ended, and so is
 	// wait's context. What is answered then, nobody reads.
 	giveWay func(wait func(context.Context))
+}
+
+// host is the name or address by which the client knows this server, without the port;
+// "" if it does not say. RFC 9112 section 3.2.2: a target that has one counts.
+func (q *httpRequest) host() string {
+	u := url.URL{Host: q.url.Host}
+	if all := q.header.values("Host"); u.Host == "" && len(all) > 0 {
+		u.Host = all[0]
+	}
+	return u.Hostname()
 }
 
 // basicAuth is the name and password that the request carries, RFC 7617.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"slices"
 	"strings"
@@ -482,10 +483,49 @@ func FuzzHTTPRequest(f *testing.F) {
 			theirs.URL.Path != q.url.Path && theirs.URL.Path != "" || theirs.ContentLength != 0 || theirs.TransferEncoding != nil {
 			t.Errorf("%q: %s %s, but to net/http %s %s", data, q.method, q.url, theirs.Method, theirs.URL)
 		}
+		if host := (&url.URL{Host: theirs.Host}).Hostname(); host != q.host() {
+			t.Errorf("%q: asks %q, but to net/http %q", data, q.host(), host)
+		}
 		for _, name := range []string{"Accept", "Accept-Encoding"} {
 			if !slices.Equal(theirs.Header.Values(name), q.header.values(name)) {
 				t.Errorf("%q: %s is %q, but to net/http %q", data, name, q.header.values(name), theirs.Header.Values(name))
 			}
+		}
+	})
+}
+
+// Whatever stands in an Authorization field is a name and a password to us if it is
+// to net/http, and the same ones.
+func FuzzHTTPBasicAuth(f *testing.F) {
+	for _, value := range []string{
+		"Basic YW5uOnNlY3JldA==", "basic  YW5uOnNlY3JldA==", "BASIC YW5uOg==", "Basic Og==", "Basic YW5u", "Basic YTpiOmM=",
+		"Basic YW5uOnNlY3JldA", "Basic YW5uOnNl\tY3JldA==", "Basic ", "Basic", "Bearer x", "Basic /zr+AA==", "Basic YW5uOnNlY3JldA==, Basic YTpi",
+		"Basic YW5uOnNlY3JldA==\r\nAuthorization: Basic YTpi", "Digest username=\"ann\"", "",
+	} {
+		f.Add([]byte(value))
+	}
+	f.Fuzz(func(t *testing.T, value []byte) {
+		words := "GET / HTTP/1.1\r\nHost: box\r\nAuthorization: " + string(value) + "\r\n\r\n"
+		q, err := readHTTPRequest(bufio.NewReaderSize(strings.NewReader(words), httpHeadLimit))
+		if err != nil {
+			return
+		}
+		theirs, err := http.ReadRequest(bufio.NewReader(strings.NewReader(words)))
+		if err != nil {
+			t.Fatalf("%q is taken, but not by net/http: %v", words, err)
+		}
+		name, password, ok := q.basicAuth()
+		if n := len(theirs.Header.Values("Authorization")); n != 1 {
+			if ok {
+				t.Errorf("%q: %q is taken from %d fields", value, name, n)
+			}
+			return
+		}
+		// RFC 9110 section 11.6.2 has one space; more do no harm.
+		scheme, rest, _ := strings.Cut(theirs.Header.Get("Authorization"), " ")
+		theirs.Header.Set("Authorization", scheme+" "+strings.TrimLeft(rest, " "))
+		if n, p, k := theirs.BasicAuth(); k != ok || ok && (n != name || p != password) {
+			t.Errorf("%q: %q %q %v, but to net/http %q %q %v", value, name, password, ok, n, p, k)
 		}
 	})
 }

@@ -12,8 +12,10 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -153,6 +155,12 @@ func (s *server) notReady() error {
 func (p *pages) mayRead(a *httpAnswer, q *httpRequest) bool {
 	cfg := p.srv.config()
 	if len(cfg.HTTP.Users) == 0 {
+		if q.here && strange(cfg.Server.Name, q.host()) {
+			a.line(httpForbidden, "This machine is asked by a name that is not its own, as web pages do that want to read what is not theirs. "+
+				"Ask by address, as localhost, by its host name or by server.name; a proxy can set the Host field to localhost. "+
+				"With http.users any name will do.")
+			return false
+		}
 		return true
 	}
 	if text := clearPages(cfg, q.secure, q.peer); text != "" { // before a browser asks for the password
@@ -182,6 +190,19 @@ func (p *pages) mayRead(a *httpAnswer, q *httpRequest) bool {
 		a.line(httpUnavailable, "Too many logins at this moment; try again.")
 	}
 	return false
+}
+
+// strange tells that host is a name that somebody on the internet may have made to lead
+// here: a web page on it is, to the browser that runs on this machine, of one origin
+// with these pages, and could read them (DNS rebinding). Names without a dot are nobody's
+// to give out there.
+func strange(own, host string) bool {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if _, err := netip.ParseAddr(host); err == nil || !strings.Contains(host, ".") || strings.HasSuffix(host, ".localhost") || strings.EqualFold(host, own) {
+		return false
+	}
+	name, err := os.Hostname()
+	return err != nil || !strings.EqualFold(strings.TrimSuffix(host, ".local"), name)
 }
 
 // ask makes the answer one that asks for a password, RFC 7617.

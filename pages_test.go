@@ -404,6 +404,48 @@ func TestReadyzStateDirectory(t *testing.T) {
 	}
 }
 
+// A web page on the internet whose name was made to lead to this machine reads nothing
+// by way of a browser here. Other names do where the operator has opened the listener.
+func TestPagesHost(t *testing.T) {
+	hostname, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve := func(listen, more string) string {
+		b := newFTPBox(t, "server.drain = \"1s\"\nlisten = { control = [], datagram = [], http = [\""+listen+"\"], local = [] }\n"+more, "")
+		_, port, _ := net.SplitHostPort(b.serveReal(t)[0].String())
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	here := serve("127.0.0.1:0", "")
+	for host, want := range map[string]int{
+		"Host: localhost\r\n": 200, "Host: LocalHost:9621\r\n": 200, "Host: a.localhost\r\n": 200, "Host: ip6-localhost\r\n": 200,
+		"Host: 127.0.0.1:9621\r\n": 200, "Host: 192.0.2.1\r\n": 200, "Host: [::1]:9621\r\n": 200, "Host: box.example.org.:80\r\n": 403, "Host: box:80\r\n": 200,
+		"Host: " + hostname + "\r\n": 200, "Host: " + hostname + ".local\r\n": 200, "Host: \r\n": 200, "": 200,
+		"Host: evil.example\r\n": 403, "Host: evil.example:9621\r\n": 403, "Host: localhost.evil.example\r\n": 403, "Host: xbox.example.org\r\n": 403,
+		"Host: 127.0.0.1.evil.example\r\n": 403, "Host: evil.example.\r\n": 403, "Host: " + hostname + ".evil.example\r\n": 403,
+	} {
+		for _, page := range []string{"/", "/metrics", "/?format=json"} {
+			if a := askHTTP(t, here, "GET "+page+" HTTP/1.0\r\n"+host+"\r\n"); len(a) != 1 || a[0].StatusCode != want {
+				t.Errorf("%s with %q: %v, want %d", page, host, a, want)
+			}
+		}
+		if a := askHTTP(t, here, "GET /healthz HTTP/1.0\r\n"+host+"\r\n"); len(a) != 1 || a[0].StatusCode != 200 {
+			t.Errorf("/healthz with %q: %v", host, a)
+		}
+	}
+	if a := askHTTP(t, here, "GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n"); len(a) != 1 || a[0].StatusCode != 403 {
+		t.Errorf("a target with a name: %v", a)
+	}
+	const evil = "GET / HTTP/1.0\r\nHost: metrics.example\r\n"
+	if a := askHTTP(t, serve("0.0.0.0:0", ""), evil+"\r\n"); len(a) != 1 || a[0].StatusCode != 200 {
+		t.Errorf("a listener for all: %v", a)
+	}
+	login := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("ann:secret")) + "\r\n"
+	if a := askHTTP(t, serve("127.0.0.1:0", "http.users = [\"ann\"]\n"), evil+login+"\r\n"); len(a) != 1 || a[0].StatusCode != 200 {
+		t.Errorf("with a password: %v", a)
+	}
+}
+
 // A daemon without descriptors is well, as a restart would mend nothing, and not
 // ready, as no new session has a place.
 func TestHealthzWithoutDescriptors(t *testing.T) {

@@ -329,7 +329,11 @@ func (s *server) serveStream(k socket) {
 // servePages begins the loop of one http socket. Answers under way when it ends are
 // finished.
 func (s *server) servePages(k socket) {
-	h := newHTTPServer(s.pages.answer, s.metrics.panics.Inc, s.log)
+	ip, _ := netip.ParseAddrPort(k.addr().String())
+	h := newHTTPServer(func(a *httpAnswer, q *httpRequest) {
+		q.here = ip.Addr().Unmap().IsLoopback()
+		s.pages.answer(a, q)
+	}, s.metrics.panics.Inc, s.log)
 	h.answered = s.metrics.httpAnswered
 	if s.config().HTTP.TLS {
 		h.secure = s.keys.pages
