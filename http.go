@@ -35,6 +35,8 @@ const (
 	// httpConnLimit bounds the connections: some scrapers, a few people and their
 	// browsers, six connections each. Past it, who has waited longest must go.
 	httpConnLimit = 64
+	// httpWriteLeast is how long who reads slowly has his place for certain.
+	httpWriteLeast = time.Second
 
 	httpHeaderTimeout = 5 * time.Second // for a request's head, once it has begun, and for a TLS handshake
 	httpIdleTimeout   = 2 * time.Minute // longer than the usual scrape interval of 1 min
@@ -244,6 +246,7 @@ type httpConn struct {
 	net.Conn          // of TLS, once that is made; its own goroutine's
 	bare     net.Conn // what others may close: closing TLS writes, and so may wait
 	waiting  bool     // no whole request has arrived, so that closing loses no answer
+	writing  bool     // the answer is on its way
 	since    time.Time
 	giveWays context.CancelFunc // ends what giveWay waits for; nil: nothing
 }
@@ -314,7 +317,7 @@ func (s *httpServer) serve(conn net.Conn) {
 			s.ask(a, q)
 		}
 		s.answered(a.page, a.status)
-		keep := q.keep && a.status != httpServerError && !s.ending()
+		keep := q.keep && a.status != httpServerError && s.writing(c)
 		if a.writeTo(c, q, keep) != nil {
 			return
 		}
@@ -390,7 +393,8 @@ func (s *httpServer) caught(v any) {
 
 // enter takes a connection in. Where there are too many it ends the one that
 // has waited longest, so that whoever holds connections and asks nothing keeps
-// nobody out; it is false when there is none such, or the server is closing.
+// nobody out, and else the one whose answer is read most slowly; it is false when
+// there is none such, or the server is closing.
 func (s *httpServer) enter(c *httpConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -400,7 +404,10 @@ func (s *httpServer) enter(c *httpConn) bool {
 	if len(s.conns) >= httpConnLimit {
 		var oldest *httpConn
 		for o := range s.conns {
-			if o.waiting && (oldest == nil || o.since.Before(oldest.since)) {
+			if !o.waiting && (!o.writing || time.Since(o.since) < httpWriteLeast) {
+				continue
+			}
+			if oldest == nil || o.waiting && !oldest.waiting || o.waiting == oldest.waiting && o.since.Before(oldest.since) {
 				oldest = o
 			}
 		}
@@ -427,15 +434,18 @@ func (s *httpServer) leave(c *httpConn) {
 func (s *httpServer) busy(c *httpConn, busy bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.waiting, c.since = !busy, time.Now()
+	c.waiting, c.writing, c.since = !busy, false, time.Now()
 	_, in := s.conns[c]
 	return in && !s.closing
 }
 
-func (s *httpServer) ending() bool {
+// writing notes that an answer is made and goes out. It is false when the connection
+// has no future.
+func (s *httpServer) writing(c *httpConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.closing
+	c.writing, c.since = true, time.Now()
+	return !s.closing
 }
 
 // shutdown ends what waits, lets answers under way finish, and returns when

@@ -365,6 +365,45 @@ func TestHTTPTooManyConnections(t *testing.T) {
 	})
 }
 
+// Who does not read what he asked for keeps his place for a moment, and then nobody out.
+func TestHTTPDeafGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := quietHTTPServer(echoPage)
+		var deaf []net.Conn
+		for range httpConnLimit {
+			near, far := net.Pipe()
+			go s.serve(far)
+			io.WriteString(near, "GET / HTTP/1.1\r\nHost: box\r\n\r\n")
+			deaf = append(deaf, near)
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		ask := func() error {
+			near, far := net.Pipe()
+			defer near.Close()
+			go s.serve(far)
+			go io.WriteString(near, "GET / HTTP/1.1\r\nHost: box\r\nConnection: close\r\n\r\n")
+			_, err := http.ReadResponse(bufio.NewReader(near), nil)
+			return err
+		}
+		if ask() == nil {
+			t.Error("an answer under way was cut within the second")
+		}
+		time.Sleep(httpWriteLeast)
+		if err := ask(); err != nil {
+			t.Errorf("a new connection among the deaf: %v", err)
+		}
+		if _, err := http.ReadResponse(bufio.NewReader(deaf[0]), nil); err == nil {
+			t.Error("the slowest has his answer, and not his end")
+		}
+		if _, err := http.ReadResponse(bufio.NewReader(deaf[1]), nil); err != nil {
+			t.Errorf("another: %v", err)
+		}
+		s.close()
+		s.shutdown()
+	})
+}
+
 // When all connections are busy, a new one is closed; nothing waits in a queue.
 func TestHTTPAllBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
