@@ -738,8 +738,8 @@ func (s *server) probeOne(ctx context.Context, k socket) error {
 	conn, err := d.DialContext(ctx, k.addr().Network(), address)
 	defer func() { s.probes.over(from) }()
 	if err != nil {
-		if os.IsTimeout(err) && waiting(k.stream) {
-			return errNotTaken // its queue is full, and stays so
+		if stuck(k.stream, os.IsTimeout(err)) {
+			return errNotTaken
 		}
 		s.log.Debug("a listener cannot be tried from here", "listener", k.kind, "error", err)
 		return err
@@ -753,19 +753,23 @@ func (s *server) probeOne(ctx context.Context, k socket) error {
 	}
 }
 
-// waiting tells whether connections wait at a TCP listener. Where none does, one
-// that got no answer was dropped on its way, as by a firewall.
-func waiting(ln net.Listener) bool {
-	yes := true // where the kernel cannot tell
+// stuck tells, of a listener that gave a connection no answer (silent) or refused it,
+// whether that is its own doing: its queue is full, or it listens no more. Where it is
+// not, the connection was dropped or rejected on its way, as by a firewall.
+func stuck(ln net.Listener, silent bool) bool {
+	yes := silent // where the kernel cannot tell
 	onDescriptor(ln, func(fd int) error {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err == nil {
-			yes = info.Unacked > 0 // of a listener: the length of its queue (tcp_get_info)
+			// Of a listener, Unacked is the length of its queue (tcp_get_info).
+			yes = info.State != tcpListen || silent && info.Unacked > 0
 		}
 		return nil
 	})
 	return yes
 }
+
+const tcpListen = 10 // TCP_LISTEN, include/net/tcp_states.h
 
 // probeAddr is an address of this machine at which ln listens.
 func probeAddr(ln net.Listener, a netip.Addr) netip.Addr {

@@ -404,6 +404,53 @@ func TestReadyzStateDirectory(t *testing.T) {
 	}
 }
 
+// A listener that somebody else ends, as "ss -K" does, listens again: nobody has to
+// restart the daemon for it, which with a socket of systemd's would not help.
+func TestListenersEndedByOthers(t *testing.T) {
+	b := newFTPBox(t, "server.drain = \"1s\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [], http = [\"[::1]:0\"], local = [] }\n", "")
+	addrs := b.serveReal(t)
+	for i, k := range b.srv.sockets {
+		for range 2 {
+			if err := onDescriptor(k.stream, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) }); err != nil {
+				t.Fatal(err)
+			}
+			waitUntil(t, k.kind+" to listen again", func() bool {
+				c, err := net.Dial("tcp", addrs[i].String())
+				if err == nil {
+					c.Close()
+				}
+				return err == nil
+			})
+		}
+	}
+	b.dialReal(t, addrs[0]).want("220 *")
+	if a := askHTTP(t, addrs[1].String(), "GET /readyz HTTP/1.0\r\n\r\n"); len(a) != 1 || a[0].StatusCode != 200 {
+		t.Errorf("readyz: %v", a)
+	}
+	if got := b.log.String(); !strings.Contains(got, "cannot accept connections") {
+		t.Error("nothing is logged")
+	}
+	// What ends it for good is no lack of descriptors, nor something on the way.
+	ln := b.srv.sockets[0].stream
+	for range 2 {
+		if stuck(ln, false) {
+			t.Error("a listener that listens is said to be ended")
+		}
+	}
+	idle, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	if stuck(idle, true) {
+		t.Error("a listener with an empty queue is said to be stuck")
+	}
+	onDescriptor(idle, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
+	if !stuck(idle, false) {
+		t.Error("a listener that was ended is said to listen")
+	}
+}
+
 // A web page on the internet whose name was made to lead to this machine reads nothing
 // by way of a browser here. Other names do where the operator has opened the listener.
 func TestPagesHost(t *testing.T) {

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -374,8 +375,14 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 				return
 			}
 			s.metrics.acceptErrors.Inc()
-			s.probes.short.Store(int64(time.Since(s.started)))
-			if pause = min(max(2*pause, 5*time.Millisecond), acceptPauseMax); pause >= 40*time.Millisecond {
+			ended := errors.Is(err, unix.EINVAL) // accept(2): it does not listen
+			switch {
+			case ended:
+				s.listenAgain(k)
+			case lacking(err):
+				s.probes.short.Store(int64(time.Since(s.started)))
+			}
+			if pause = min(max(2*pause, 5*time.Millisecond), acceptPauseMax); pause >= 40*time.Millisecond || ended {
 				s.log.Warn("cannot accept connections", "listener", k.kind, "error", err, "retry", pause)
 			}
 			select {
@@ -404,6 +411,34 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 			}
 		})
 	}
+}
+
+// lacking tells whether accept(2) failed for want of descriptors or memory.
+func lacking(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// listenAgain makes a TCP socket listen that somebody else has ended: "ss -K" does that
+// to all that match, and so does shutdown(2) by whoever else holds it. Without this every
+// client would be refused until a restart, and one that systemd gave would be as dead
+// after that.
+func (s *server) listenAgain(k socket) {
+	at, err := netip.ParseAddrPort(k.addr().String())
+	if err != nil {
+		return
+	}
+	sa, _ := sockaddr(at)
+	onDescriptor(k.stream, func(fd int) error {
+		listen := func() error {
+			unix.Bind(fd, sa) // it has its port still, unless the kernel chose that
+			return unix.Listen(fd, cmp.Or(s.config().Listen.Backlog, maxBacklog))
+		}
+		listen()
+		// What "ss -K" ended would pass its end on to every connection: the kernel
+		// takes that back when a socket that listens is shut down.
+		unix.Shutdown(fd, unix.SHUT_RD)
+		return listen()
+	})
 }
 
 // begin admits one connection, or tells it why not, and begins its session, which
