@@ -251,7 +251,7 @@ dl div{padding:.5rem .8rem}
 dd{margin:0}
 .box{overflow-x:auto}
 table{width:100%;border-collapse:collapse}
-th,td{padding:.45rem .8rem;text-align:left;vertical-align:top;font-weight:400}
+th,td{padding:.45rem .8rem;text-align:left;vertical-align:top;font-weight:400;contain:paint}
 tr+tr th,tr+tr td,tbody tr:first-child>*{border-top:1px solid var(--line)}
 .n{text-align:right;white-space:nowrap;overflow-wrap:normal}
 .bar{width:38%}
@@ -441,7 +441,7 @@ func (h *htmlPage) transfers(r *statusReport) {
 			name = "session " + number(int64(w.ID))
 		}
 		if w.Size > 0 {
-			of = " of " + humanBytes(w.Size) + ", " + number(int64(percent(w.Bytes, w.Size))) + " %"
+			of = " of " + humanBytes(w.Size) + ", " + number(int64(percent(w.Bytes, w.Size))) + "\u00a0%"
 		}
 		if more := w.Size - w.Bytes; more > 0 && w.Rate > 0 {
 			left = progressTime(time.Duration(float64(more)/float64(w.Rate)*float64(time.Second))) + " left"

@@ -106,7 +106,7 @@ func TestStatusPage(t *testing.T) {
 		page := a.body.String()
 		checkPage(t, page)
 		for _, want := range []string{
-			`<meta name="viewport"`, `>ready</span>`, "a&lt;b&gt;.bin", "RETR ann", `max="65536" value="`, " of 64.0 KiB, 50 %", "B/s<small>", " left</small>",
+			`<meta name="viewport"`, `>ready</span>`, "a&lt;b&gt;.bin", "RETR ann", `max="65536" value="`, " of 64.0 KiB, 50\u00a0%", "B/s<small>", " left</small>",
 			"964 KiB of 1.00 MiB", `<progress class="hot" max="1048576"`, "2 of 10", "disk on fire", "path=/dev/&lt;sda&gt;", "The last reload was refused",
 			"line 7 is wrong", testPeer.String(), "certificate not valid yet", // it is of 2026, and the bubble's year 2000
 		} {
