@@ -721,7 +721,7 @@ func (s *session) handleRequest(payload []byte) error {
 		s.fr.late = lateAfter // whatever comes of it
 	}
 	if s.srv.debug() {
-		s.srv.log.Debug("request", "session", s.id, "user", s.userName(), "verb", s.verb, "path", q.shownPath())
+		s.srv.log.Debug("request", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", s.verb, "path", q.shownPath())
 	}
 	switch {
 	case s.fr.cancelled > 0:

@@ -152,6 +152,14 @@ func (q *httpRequest) host() string {
 	return u.Hostname()
 }
 
+// path is what was asked for, for the log; "" if that was not understood.
+func (q *httpRequest) path() string {
+	if q.url == nil {
+		return ""
+	}
+	return shortened(q.url.Path)
+}
+
 // basicAuth is the name and password that the request carries, RFC 7617.
 func (q *httpRequest) basicAuth() (name, password string, ok bool) {
 	all := q.header.values("Authorization")
@@ -305,7 +313,6 @@ func (s *httpServer) serve(conn net.Conn) {
 		c.SetWriteDeadline(time.Now().Add(httpWriteTimeout))
 		a := &httpAnswer{status: httpOK}
 		if err != nil {
-			s.log.Debug("http request refused", "addr", c.RemoteAddr(), "result", refused.status, "reason", refused.text)
 			a.set("X-Content-Type-Options", "nosniff")
 			if refused.status == httpMethodNotAllowed {
 				a.set("Allow", "GET, HEAD")
@@ -318,7 +325,9 @@ func (s *httpServer) serve(conn net.Conn) {
 		}
 		s.answered(a.page, a.status)
 		keep := q.keep && a.status != httpServerError && s.writing(c)
-		if a.writeTo(c, q, keep) != nil {
+		gone := a.writeTo(c, q, keep)
+		s.log.Debug("http request", "addr", addrText(c.peer()), "verb", q.method, "path", q.path(), "bytes", a.body.Len(), "dur", time.Since(now), "result", a.status, "reason", refused.text)
+		if gone != nil {
 			return
 		}
 		if err != nil && !keep {
@@ -348,7 +357,7 @@ func (s *httpServer) handshake(c *httpConn) bool {
 			c.linger()
 		}
 	}
-	s.log.Debug("http handshake failed", "addr", c.RemoteAddr(), "error", err)
+	s.log.Debug("http handshake failed", "addr", addrText(c.peer()), "error", err)
 	return false
 }
 

@@ -568,3 +568,36 @@ func FuzzHTTPBasicAuth(f *testing.F) {
 		}
 	})
 }
+
+// At the level debug each answer leaves one line, with an address and no port.
+func TestHTTPLog(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var log bytes.Buffer
+	s := newHTTPServer(echoPage, func() {}, newLogger("berth", logConfig{Format: "json", Level: "debug"}, new(slog.LevelVar), &log))
+	for words, want := range map[string]string{
+		"GET /a%0ab?x HTTP/1.0\r\n\r\n": `{"time":*,"level":"DEBUG","msg":"http request","addr":"127.0.0.1","verb":"GET","path":"/a\nb","bytes":*,"dur":0.*,"result":200,"reason":""}`,
+		"POST /c HTTP/1.0\r\n\r\n":      `{*"addr":"127.0.0.1","verb":"POST","path":"*","bytes":*,"dur":0.*,"result":405,"reason":"Only GET and HEAD are answered here."}`,
+		"nonsense\r\n\r\n":              `{*"addr":"127.0.0.1","verb":"*","path":"*","bytes":*,"dur":0.*,"result":400,"reason":"*"}`,
+	} {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, words)
+		c.(*net.TCPConn).CloseWrite()
+		other, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Reset()
+		s.serve(other)
+		c.Close()
+		if got := log.String(); !wildcard(want+"\n", got) {
+			t.Errorf("got  %q\nwant %q", got, want)
+		}
+	}
+}

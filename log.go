@@ -33,9 +33,14 @@ const (
 	// Journal Protocol".
 	journalSocket = "/run/systemd/journal/socket"
 
-	// journalPatience is how long a record may wait for a journal that is full. After
-	// one that waited in vain, none waits until one gets through.
-	journalPatience = 200 * time.Millisecond
+	// logPatience is how long a line may wait for whoever reads the log: a journal that is
+	// full, a pipe's other end, a terminal that was stopped. After one that waited in vain,
+	// none waits until one gets through.
+	logPatience = 200 * time.Millisecond
+
+	// logChunk is what one write to standard error has at most. A pipe that poll(2) calls
+	// ready takes this much without waiting, and in one piece (PIPE_BUF, pipe(7)).
+	logChunk = 4096
 
 	// journalRetry is how often a journal that is not there is looked for.
 	journalRetry = time.Second
@@ -96,6 +101,9 @@ func newLogger(name string, cfg logConfig, level *slog.LevelVar, w io.Writer) *s
 // on a terminal, else JSON.
 func formatHandler(name, format string, level slog.Leveler, w io.Writer) slog.Handler {
 	f, isFile := w.(*os.File)
+	if isFile {
+		w = &logFile{f: f}
+	}
 	if format == "auto" {
 		switch {
 		case isFile && leadsToJournal(f):
@@ -106,7 +114,7 @@ func formatHandler(name, format string, level slog.Leveler, w io.Writer) slog.Ha
 			format = "json"
 		}
 	}
-	opts := &slog.HandlerOptions{Level: level}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return cleanAttr(a, textSafe) }}
 	switch format {
 	case "journal":
 		socket := ""
@@ -118,31 +126,41 @@ func formatHandler(name, format string, level slog.Leveler, w io.Writer) slog.Ha
 		return slog.NewTextHandler(w, opts)
 	}
 	opts.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
-		switch a.Value.Kind() {
-		case slog.KindDuration: // seconds, as everywhere in the metrics
+		if a.Value.Kind() == slog.KindDuration { // seconds, as everywhere in the metrics
 			a.Value = slog.Float64Value(a.Value.Duration().Seconds())
-		case slog.KindString:
-			a.Value = slog.StringValue(jsonSafe(a.Value.String()))
-		case slog.KindAny:
-			if err, ok := a.Value.Any().(error); ok {
-				a.Value = slog.StringValue(jsonSafe(err.Error()))
-			}
 		}
-		return a
+		return cleanAttr(a, jsonSafe)
 	}
 	return slog.NewJSONHandler(w, opts)
 }
 
+// cleanAttr is the attribute with its text made safe for a format.
+func cleanAttr(a slog.Attr, safe func(string) string) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(safe(a.Value.String()))
+	case slog.KindAny:
+		if err, ok := a.Value.Any().(error); ok {
+			a.Value = slog.StringValue(safe(err.Error()))
+		}
+	}
+	return a
+}
+
 // jsonSafe takes out the control characters that JSON lets through as they are: some
-// readers break lines at U+0085, and terminals obey U+009B.
+// readers break lines at U+0085, terminals obey U+009B, and what turns the direction of
+// writing has a line show another name than it holds.
 func jsonSafe(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r >= 0x7f && r <= 0x9f {
+		if r >= 0x7f && r <= 0x9f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
 			return utf8.RuneError
 		}
 		return r
 	}, s)
 }
+
+// textSafe is jsonSafe for text, where slog quotes and escapes all of that but DEL.
+func textSafe(s string) string { return strings.ReplaceAll(s, "\x7f", "\uFFFD") }
 
 // leadsToJournal tells whether f is the stream to the journal that systemd gave this
 // process: JOURNAL_STREAM is inherited by programs whose output goes elsewhere
@@ -175,14 +193,11 @@ type journalHandler struct {
 
 func newJournalHandler(name string, w io.Writer, level slog.Leveler, socket string) *journalHandler {
 	out := &journalOut{name: name, socket: socket, fd: -1, w: w}
-	if f, ok := w.(*os.File); ok && leadsToJournal(f) {
-		out.stream = int(f.Fd())
-	}
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
 			return slog.Attr{}
 		}
-		return a
+		return cleanAttr(a, textSafe)
 	}}
 	return &journalHandler{level: level, out: out, text: slog.NewTextHandler(&out.line, opts)}
 }
@@ -225,8 +240,13 @@ func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
 	if err != nil {
 		return err
 	}
-	o.write(appendJournalField(fields, "MESSAGE", string(line[:len(line)-1])), append([]byte{'<', priority, '>'}, line...))
-	return nil
+	if o.send(appendJournalField(fields, "MESSAGE", string(line[:len(line)-1]))) {
+		return nil
+	}
+	o.printing.Lock()
+	defer o.printing.Unlock()
+	_, err = o.w.Write(append([]byte{'<', priority, '>'}, line...))
+	return err
 }
 
 func (h *journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -287,12 +307,10 @@ func appendJournalField(b []byte, name, value string) []byte {
 // journalOut is the way out of all journal handlers of one logger. Its socket is kept
 // until the process ends.
 type journalOut struct {
-	name   string // SYSLOG_IDENTIFIER
-	socket string // "": only w
-	w      io.Writer
-	stream int          // w, if it is a socket to the journal; 0: it is something else
-	full   atomic.Bool  // the last record waited in vain
-	lost   atomic.Int64 // records that went nowhere, and nobody was told
+	name   string      // SYSLOG_IDENTIFIER
+	socket string      // "": only w
+	w      io.Writer   // where lines go that the journal does not take
+	full   atomic.Bool // the last record waited in vain
 
 	mu    mutex // guards what follows; never held while anything waits
 	line  bytes.Buffer
@@ -300,24 +318,7 @@ type journalOut struct {
 	ready bool // it is connected
 	next  time.Time
 
-	printing mutex // held while w is written to; guards torn
-	torn     bool  // the last line on w has no end
-}
-
-// write gives a record to the journal, or else its line to w. What neither takes is
-// counted, and told as soon as one does.
-func (o *journalOut) write(record, line []byte) {
-	if !o.send(record, true) && !o.print(line) {
-		o.lost.Add(1)
-		return
-	}
-	if n := o.lost.Swap(0); n > 0 {
-		text := fmt.Sprintf(`msg="log lines lost" count=%d`, n)
-		told := appendJournalField(o.head('4'), "MESSAGE", text)
-		if !o.send(appendJournalField(told, "BERTH_COUNT", strconv.FormatInt(n, 10)), false) && !o.print([]byte("<4>"+text+"\n")) {
-			o.lost.Add(n)
-		}
-	}
+	printing mutex // held while w is written to
 }
 
 // head begins a record.
@@ -327,9 +328,9 @@ func (o *journalOut) head(priority byte) []byte {
 	return appendJournalField(appendJournalField(make([]byte, 0, 1<<10), "SYSLOG_IDENTIFIER", o.name), "PRIORITY", string(rune(priority)))
 }
 
-// send is false if the journal does not take the record: it is not there, or full, and
-// with wait still full after journalPatience.
-func (o *journalOut) send(record []byte, wait bool) bool {
+// send is false if the journal does not take the record: it is not there, or still full
+// after logPatience.
+func (o *journalOut) send(record []byte) bool {
 	var end time.Time
 	for tries := 0; tries < 2; {
 		fd := o.connected()
@@ -343,11 +344,8 @@ func (o *journalOut) send(record []byte, wait bool) bool {
 		case unix.EINTR:
 		case unix.EAGAIN:
 			now := time.Now()
-			if !wait {
-				return false
-			}
 			if end.IsZero() {
-				end = now.Add(journalPatience)
+				end = now.Add(logPatience)
 			}
 			if o.full.Load() || !now.Before(end) {
 				o.full.Store(true)
@@ -411,33 +409,50 @@ func sendJournal(fd int, record []byte) error {
 	return unix.Sendmsg(fd, nil, unix.UnixRights(mem), nil, unix.MSG_NOSIGNAL)
 }
 
-// print puts a line on w. Where w is the journal's stream it waits no longer than send.
-func (o *journalOut) print(line []byte) bool {
-	o.printing.Lock()
-	defer o.printing.Unlock()
-	if o.stream == 0 {
-		_, err := o.w.Write(line)
-		return err == nil
-	}
+// --- standard error ---
+
+// A logFile is the descriptor that the log goes to. Whoever reads it may stand still, as a
+// pipe's other end does, or a terminal, and a session must not stand still with him. It is
+// written to by system calls of its own: when nobody reads descriptor 2 any more, os.File
+// ends the program (os/signal, "SIGPIPE"), and a daemon has better to do.
+//
+// Handlers hold a lock of theirs while they write.
+type logFile struct {
+	f    *os.File
+	full bool // the last line waited in vain
+	torn bool // the last line has no end
+}
+
+func (o *logFile) Write(line []byte) (int, error) {
+	all := len(line)
 	if o.torn {
 		line = append([]byte{'\n'}, line...)
 	}
-	end := time.Now().Add(journalPatience)
+	end := time.Now().Add(logPatience)
 	for len(line) > 0 {
-		n, err := unix.SendmsgN(o.stream, line, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if n > 0 {
-			line, o.torn = line[n:], true
-			continue
+		fd, wait := int(o.f.Fd()), 0
+		if !o.full {
+			wait = int(max(0, time.Until(end)).Milliseconds())
 		}
-		left := time.Until(end)
-		if err == unix.EAGAIN && left > 0 && !o.full.Load() {
-			unix.Poll([]unix.PollFd{{Fd: int32(o.stream), Events: unix.POLLOUT}}, int(left.Milliseconds())+1)
-		} else if err != unix.EINTR {
-			return false
+		switch ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, wait); {
+		case err == unix.EINTR:
+			continue
+		case err == nil && ready == 0:
+			o.full = true
+			return 0, unix.EAGAIN
+		}
+		n, err := unix.Write(fd, line[:min(len(line), logChunk)])
+		switch {
+		case n > 0:
+			line, o.torn = line[n:], true
+		case err == unix.EINTR, err == unix.EAGAIN && !o.full && time.Now().Before(end):
+		default:
+			o.full = err == unix.EAGAIN
+			return 0, err
 		}
 	}
-	o.torn = false
-	return true
+	o.full, o.torn = false, false
+	return all, nil
 }
 
 // --- what strangers may cause ---
@@ -447,7 +462,7 @@ func (o *journalOut) print(line []byte) bool {
 // the daemon does by itself.
 func strangerKind(r *slog.Record) string {
 	switch r.Message {
-	case "login failed", "address banned", "address not banned", "foreign data connection", "http request refused",
+	case "login failed", "address banned", "address not banned", "foreign data connection", "http request",
 		"session ended", "cannot accept connections", "datagram read", "datagram panic", "panic in the http service":
 		return r.Message
 	case "refused", "session panic":
@@ -480,6 +495,9 @@ type logLimit struct {
 	kinds   map[string]*limitedKind // as many as strangerKind knows
 	telling *time.Timer             // nil: nothing to tell
 	counted func(n int)             // for the metrics; may be nil
+
+	tells slog.Handler // gets lines about lines; fixed before there are any
+	lost  atomic.Int64 // lines that could not be written, and nobody was told
 }
 
 type limitedKind struct {
@@ -494,7 +512,7 @@ type limitHandler struct {
 }
 
 func newLimitHandler(next slog.Handler, perSecond int) *limitHandler {
-	return &limitHandler{next, &logLimit{rate: perSecond, kinds: map[string]*limitedKind{}}}
+	return &limitHandler{next, &logLimit{rate: perSecond, kinds: map[string]*limitedKind{}, tells: next}}
 }
 
 func (h *limitHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -509,7 +527,18 @@ func (h *limitHandler) Handle(ctx context.Context, r slog.Record) error {
 	if kind := strangerKind(&r); kind != "" && !h.allow(kind) {
 		return nil
 	}
-	return h.Handler.Handle(ctx, r)
+	l := h.limit
+	err := h.Handler.Handle(ctx, r)
+	if err != nil {
+		l.lost.Add(1)
+	} else if n := l.lost.Swap(0); n > 0 {
+		told := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines lost", 0)
+		told.AddAttrs(slog.Int64("count", n))
+		if l.tells.Handle(ctx, told) != nil {
+			l.lost.Add(n) // and what was to tell of them is one more, if it came by here
+		}
+	}
+	return err
 }
 
 // allow takes a line of this kind from its bucket, or counts it as left out.
@@ -560,7 +589,7 @@ func (h *limitHandler) tell() {
 		}
 	}
 	l.mu.Unlock()
-	log := slog.New(h.Handler)
+	log := slog.New(l.tells)
 	for kind, n := range counts {
 		log.Warn("left out", "of", kind, "count", n)
 	}
@@ -570,6 +599,14 @@ func (h *limitHandler) tell() {
 func limitOf(log *slog.Logger) *limitHandler {
 	h, _ := log.Handler().(*limitHandler)
 	return h
+}
+
+// through has lines about lines that were left out or lost take the way of all others,
+// which begins with next. It is for the start, before there are any.
+func (h *limitHandler) through(next slog.Handler) {
+	if h != nil {
+		h.limit.tells = next
+	}
 }
 
 // count has counted be told of each line that is left out.

@@ -4,6 +4,7 @@ package main
 // the place of journald, in its own format; the real one is .ci/systemd's.
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -14,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -190,15 +192,17 @@ func TestJournalFull(t *testing.T) {
 	if t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", st.Dev, st.Ino)); !leadsToJournal(stderr) {
 		t.Error("the stream to the journal was not known")
 	}
-	log, h := journalLogger(stderr, j.path)
+	_, h := journalLogger(&logFile{f: stderr}, j.path)
+	limit := newLimitHandler(h, 0)
+	log := slog.New(limit)
 	start := time.Now()
 	n, filler := 0, strings.Repeat("x", 1000)
-	for ; h.out.lost.Load() < 5; n++ {
+	for ; limit.limit.lost.Load() < 5; n++ {
 		if log.Info("line", "n", n, "filler", filler); n > 10_000 {
 			t.Fatal("neither the journal nor its stream is ever full")
 		}
 	}
-	if took := time.Since(start); took > 5*journalPatience {
+	if took := time.Since(start); took > 5*logPatience {
 		t.Errorf("it took %v", took)
 	}
 	// The journal goes on: everything that was kept is in one of the two, and the rest told.
@@ -209,7 +213,7 @@ func TestJournalFull(t *testing.T) {
 			}
 			break
 		}
-		if h.out.lost.Load() > 0 {
+		if limit.limit.lost.Load() > 0 {
 			j.record() // makes room for two
 			log.Info("again")
 		}
@@ -341,17 +345,115 @@ func TestLogLimit(t *testing.T) {
 // what was left out.
 func TestLogRateReload(t *testing.T) {
 	b := newFTPBox(t, "", "")
-	b.srv.logLimit = newLimitHandler(b.srv.log.Handler(), 20)
 	b.reconfigure(t, "log.rate = 3\n")
 	if err := b.srv.reload(); err != nil {
 		t.Fatal(err)
 	}
 	for range 3*logBurst + 4 {
-		slog.New(b.srv.logLimit).Warn("login failed")
+		b.srv.log.Warn("login failed")
 	}
+	b.wantMetric(t, 4, "berth_log_suppressed_total")
 	b.srv.logLimit.tell()
 	if log := b.log.String(); strings.Count(log, `msg="login failed"`) != 3*logBurst || !strings.Contains(log, `of="login failed" count=4`) {
 		t.Error(log)
+	}
+	if all := b.srv.recent.list(); len(all) != 2 || all[0].Message != "left out" {
+		t.Errorf("the status page tells %v", all)
+	}
+}
+
+// --- standard error ---
+
+// TestLogPipeUnread: nobody reads the pipe that standard error is, as a pager or a log
+// program does that was stopped. Whoever logs waits once, and no more; when it is read
+// again, what is missing is told, and no line is torn. The same of a reader that is gone,
+// which is no reason to end either.
+func TestLogPipeUnread(t *testing.T) {
+	for _, format := range []string{"json", "text", "journal"} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		log := newLogger("berth", logConfig{Format: format, Level: "info"}, new(slog.LevelVar), w)
+		limit := limitOf(log).limit
+		if h, ok := limit.tells.(*journalHandler); ok { // of a machine that has one
+			h.out.socket = ""
+		}
+		start, n, long := time.Now(), 0, strings.Repeat("x", 5*logChunk/2)
+		for ; limit.lost.Load() < 5; n++ {
+			if log.Info("line", "n", n, "long", long); n > 1000 {
+				t.Fatal("the pipe is never full")
+			}
+		}
+		if took := time.Since(start); took > 5*logPatience {
+			t.Errorf("%s: it took %v", format, took)
+		}
+		var got bytes.Buffer
+		r.SetReadDeadline(time.Now().Add(time.Minute))
+		if _, err := io.CopyN(&got, r, 1<<15); err != nil { // it is read again
+			t.Fatal(err)
+		}
+		log.Info("again")
+		w.Close()
+		io.Copy(&got, r)
+		whole, again := 0, false
+		for line := range strings.Lines(got.String()) {
+			switch {
+			case strings.Contains(line, long):
+				whole++
+			case strings.Contains(line, "again"):
+				again = true
+			case strings.Contains(line, "log lines lost"):
+				if !regexp.MustCompile(`count"?[=:]5\b`).MatchString(line) {
+					t.Errorf("%s: %q", format, line)
+				}
+				whole += 5
+			} // else it is the beginning of one that did not fit, on a line of its own
+		}
+		if whole != n || !again {
+			t.Errorf("%s: %d of %d lines came or were told to be missing; the last one: %v", format, whole, n, again)
+		}
+	}
+}
+
+// TestLogNobodyReads: a daemon outlives the program that read its standard error.
+func TestLogNobodyReads(t *testing.T) {
+	file, _ := writeConfig(t, "listen.control = [\"127.0.0.1:0\"]\nlisten.datagram = []\nlisten.local = []\nlisten.http = []\n")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "serve", "--config", file)
+	cmd.Env, cmd.Stderr = append(os.Environ(), asBerth+"=1"), w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	w.Close()
+	r.SetReadDeadline(time.Now().Add(time.Minute))
+	log, address := bufio.NewScanner(r), ""
+	for address == "" && log.Scan() {
+		if _, after, ok := strings.Cut(log.Text(), "control="); ok {
+			address = after[:strings.IndexAny(after, `" `)]
+		}
+	}
+	r.Close()
+	for range 3 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n") // makes a line
+		if said, err := io.ReadAll(conn); err != nil || !bytes.Contains(said, []byte("421 ")) {
+			t.Errorf("%q, %v", said, err)
+		}
+		conn.Close()
+	}
+	cmd.Process.Signal(os.Interrupt)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -136,7 +136,7 @@ func TestMessagesDocumented(t *testing.T) {
 		rows[m[1]] = m[2]
 	}
 	messages, keys := logCalls(t)
-	messages["log lines lost"] = [2]string{"warn", "log.go"} // the journal's own way
+	messages["log lines lost"] = [2]string{"warn", "log.go"} // made without a logger
 	if len(messages) < 80 || len(keys) < 60 {
 		t.Fatalf("only %d messages and %d keys were found in the program", len(messages), len(keys))
 	}

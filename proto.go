@@ -86,7 +86,7 @@ func (s *session) handle(line string) error {
 		if c.verb == "PASS" || c.verb == "ACCT" {
 			shown = "***"
 		}
-		s.srv.log.Debug("command", "session", s.id, "user", s.userName(), "verb", c.verb, "arg", shown)
+		s.srv.log.Debug("ftp command", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", c.verb, "arg", shown)
 	}
 	err := s.follow()
 	if err != nil {

@@ -370,8 +370,7 @@ func newFTPBoxWith(t testing.TB, config, user string, prepare func(*server)) *ft
 		t.Fatal(err)
 	}
 	level := new(slog.LevelVar)
-	level.Set(slog.LevelDebug)
-	b.srv, err = newServer(cfg, slog.New(slog.NewTextHandler(b.log, &slog.HandlerOptions{Level: level})), level, false)
+	b.srv, err = newServer(cfg, newLogger("berth", logConfig{Format: "text", Level: "debug", Rate: cfg.Log.Rate}, level, b.log), level, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,8 @@ type account struct {
 //
 // ownsChildren says that this process has no children but commands.
 func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren bool) (*server, error) {
-	recent := newRecentLog(log.Handler())
+	limit, recent := limitOf(log), newRecentLog(log.Handler())
+	limit.through(recent)
 	log = slog.New(recent)
 	if err := os.MkdirAll(cfg.Server.StateDir, 0o700); err != nil {
 		return nil, errorf("state directory: %w; make it, or set server.state_dir to one that can be written", err)
@@ -157,7 +158,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 		started: time.Now(), loaded: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
 	}
 	s.ports = newDataPorts(&s.quick)
-	s.logLimit = limitOf(log)
+	s.logLimit = limit
 	s.transferLog = newTransferLog(cfg.Log.Transfers, log)
 	s.ctx, s.end = context.WithCancel(context.Background())
 	s.current.Store(cfg)
