@@ -374,7 +374,7 @@ func (s *session) doKick(q *request) error {
 	other.mu.Lock()
 	name := other.userName()
 	other.mu.Unlock()
-	s.srv.log.Info("kicked", "session", other.id, "user", name, "addr", other.addrText(), "by", s.id)
+	s.srv.log.Info("kicked", "session", other.id, "user", name, "addr", other.addrText(), "by", s.id, "uid", s.localUID)
 	other.kill(errKicked)
 	s.reply(codeFileDone, "Ended.")
 	return nil
@@ -403,11 +403,13 @@ func (s *session) doWall(q *request) error {
 		}
 	}
 	s.srv.chat.wall(told, q.Text)
+	s.srv.log.Info("wall", "session", s.id, "uid", s.localUID, "bytes", len(q.Text), "count", len(told))
 	s.reply(codeOK, fmt.Sprintf("Told %d sessions at once. %d speak FTP, which has no words for it: they read it with SITE SAY.", len(told), lines))
 	return nil
 }
 
 func (s *session) doReload(*request) error {
+	s.srv.log.Info("reload requested", "session", s.id, "uid", s.localUID)
 	if err := s.srv.reload(); err != nil {
 		s.answer(&answer{Code: codeLocalError, Reason: "configuration", Text: "The old configuration stays: " + err.Error()})
 		return nil
@@ -418,7 +420,7 @@ func (s *session) doReload(*request) error {
 
 func (s *session) doDrain(*request) error {
 	if s.srv.drainOnce() { // a second signal would end it at once
-		s.srv.log.Info("drain requested", "session", s.id)
+		s.srv.log.Info("drain requested", "session", s.id, "uid", s.localUID)
 		s.srv.signals <- syscall.SIGTERM
 	}
 	s.reply(codeOK, "Draining.")

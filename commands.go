@@ -189,7 +189,7 @@ func (s *session) command(name string, list []string, named map[string]string, s
 	if shell != nil {
 		switch {
 		case !u.Shell:
-			s.refused("exec", "shell")
+			s.refused("exec", "command", shellName)
 			return nil, refuse(codeDenied, "denied", "This account may not run command lines.")
 		case len(*shell) > maxArguments:
 			return nil, refuse(codeBadArgument, "arguments", "A command line has at most %d bytes.", maxArguments)
@@ -200,7 +200,7 @@ func (s *session) command(name string, list []string, named map[string]string, s
 	} else {
 		c, ok := cfg.Commands[name]
 		if !ok || !inList(u.Commands, name) {
-			s.refused("exec", name)
+			s.refused("exec", "command", name)
 			return nil, refuse(codeDenied, "denied", "This account has no command %s.%s", quotedWord(name), ownCommands(u))
 		}
 		var bad *refusal
@@ -213,7 +213,7 @@ func (s *session) command(name string, list []string, named map[string]string, s
 		read, write = slices.Concat(read, c.Read), slices.Concat(write, c.Write)
 	}
 	if err := sandboxProblem(cfg.Exec.Sandbox); err != nil && cfg.Exec.Runner == "" {
-		s.srv.log.Error("command refused", "session", s.id, "user", u.Name, "command", j.name, "error", err)
+		s.srv.log.Error("command refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "proto", s.proto, "command", j.name, "error", err)
 		return nil, refuse(codeDenied, "sandbox", "Commands cannot be run safely here: %v.", err)
 	}
 	p.Argv = rawTexts(j.args)

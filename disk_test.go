@@ -390,7 +390,7 @@ func TestDiskOutOfInodesIsLogged(t *testing.T) {
 		f.Close()
 	}
 	c.refused("STOR x", []byte("x"), "452 *")
-	b.logged("refused", map[string]string{"verb": "STOR", "result": "*no space left on device*"})
+	b.logged("refused", map[string]string{"verb": "STOR", "result": "disk_full", "error": "*no space left on device*"})
 }
 
 // --- over the kernel's quota ---
@@ -494,7 +494,7 @@ func TestDiskReadOnly(t *testing.T) {
 			c.cmd("MKD dir", "257 *")
 			disk.run(t, "mount", "-o", "remount,ro", disk.dir)
 			c.refused("STOR old", []byte("new"), "550 *", "551 *", "451 *")
-			b.logged("refused", map[string]string{"verb": "STOR", "result": "*read-only file system*"})
+			b.logged("refused", map[string]string{"verb": "STOR", "result": "read_only", "error": "*read-only file system*"})
 			c.refused("STOR new", []byte("new"), "550 *", "551 *", "451 *")
 			c.refused("APPE old", []byte("new"), "550 *", "551 *", "451 *")
 			c.cmd("DELE old", "550 *")

@@ -227,7 +227,7 @@ func (s *session) violated(err error) error {
 	if !errors.As(err, &p) {
 		return err
 	}
-	s.srv.log.Info("refused", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", "frame", "result", p.text)
+	s.turnedDown(s.userName(), "frame", p.text)
 	s.fr.id = nil
 	s.setVerb("other")
 	s.answer(&answer{Code: p.code, Reason: p.reason, Text: p.text + " The connection is closed."})

@@ -25,7 +25,7 @@ func logCalls(t *testing.T) (messages map[string][2]string, keys map[string]bool
 	if err != nil {
 		t.Fatal(err)
 	}
-	levels := map[string]string{"Debug": "debug", "Info": "info", "Warn": "warn", "Error": "error", "Log": "info", "LogAttrs": "info", "say": "info", "changed": "info", "announce": "info"}
+	levels := map[string]string{"Debug": "debug", "Info": "info", "Warn": "warn", "Error": "error", "Log": "info", "LogAttrs": "info", "say": "info", "changed": "info", "changedSo": "info", "announce": "info"}
 	text := func(e ast.Expr) (string, bool) {
 		lit, ok := e.(*ast.BasicLit)
 		if !ok || lit.Kind != token.STRING {
@@ -87,7 +87,7 @@ func logCalls(t *testing.T) (messages map[string][2]string, keys map[string]bool
 					}
 					at = 0
 				}
-			case method == "say" && on == "", method == "changed" && on == "s", method == "announce" && on == "k":
+			case method == "say" && on == "", method == "changed" && on == "s", method == "changedSo" && on == "s", method == "announce" && on == "k":
 			case levels[method] == "" || on != "log" && on != "logger":
 				return true
 			case method == "Log" || method == "LogAttrs":
@@ -105,8 +105,11 @@ func logCalls(t *testing.T) (messages map[string][2]string, keys map[string]bool
 					t.Errorf("%v: the message is no literal", set.Position(call.Pos()))
 				}
 			}
-			if method == "changed" {
+			switch method {
+			case "changed":
 				at++ // the path
+			case "changedSo":
+				at += 2 // and the result
 			}
 			for i := at + 1; i < len(call.Args); i += 2 {
 				if key, ok := text(call.Args[i]); ok {

@@ -155,10 +155,18 @@ func (s *session) idleDeadline() time.Time {
 // neverIdle is for how long a session may be idle that may be so for ever.
 const neverIdle = 10 * 365 * 24 * time.Hour
 
-// refused logs what a user was not allowed to do.
-func (s *session) refused(verb, arg string) {
-	arg = shortened(arg)
-	s.srv.log.Info("refused", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", verb, "path", arg)
+// refused logs what a user was not allowed to do: verb, and what it was about, which is
+// one of path, command and asked.
+func (s *session) refused(verb, what, arg string) {
+	s.turnedDown(s.userName(), verb, "denied", what, shortened(arg))
+}
+
+// turnedDown is the one line about what a session did not get.
+//
+//go:noinline
+func (s *session) turnedDown(user, verb, result string, more ...any) {
+	attrs := append([]any{"session", s.id, "user", user, "addr", s.addrText(), "proto", s.proto, "verb", verb, "result", result}, more...)
+	s.srv.log.Info("refused", attrs...)
 }
 
 // maxLogged bounds what a client can have written into one line of the log.
@@ -270,7 +278,7 @@ const clearAdvice = "a device that cannot do TLS needs tls = \"optional\" or pro
 // refusedClear logs a login that could not even be tried. Whose it is, is only said: it
 // may be a camera that needs tls = "optional", or somebody who guesses.
 func (s *session) refusedClear(name string) {
-	s.srv.log.Info("refused", "session", s.id, "user", logName(name), "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "result", clearText, "advice", clearAdvice)
+	s.turnedDown(logName(name), s.verb, clearText, "advice", clearAdvice)
 }
 
 // clearRefused tells whether a password for u must not cross this connection.
@@ -367,7 +375,7 @@ func (s *session) login(base *user, method string) (ok bool, err error) {
 	u := s.under(base)
 	acc, err := s.srv.enter(u)
 	if err != nil {
-		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "too many sessions")
+		s.turnedDown(u.Name, "USER", "too many sessions")
 		s.replyReason(codeClosing, "busy", fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
 		s.flush()
 		return false, errAbuse
@@ -375,19 +383,19 @@ func (s *session) login(base *user, method string) (ok bool, err error) {
 	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
 	if errors.Is(err, errOtherBerth) { // the log has that one home, and what to do
 		s.srv.leave(acc)
-		s.srv.log.Info("refused", "session", s.id, "user", u.Name, "addr", s.addrText(), "verb", "USER", "result", "home counted by another berth")
+		s.turnedDown(u.Name, "USER", "home counted by another berth")
 		s.replyReason(codeClosing, "busy", "Another server has your home directory and counts what is in it; try again later.")
 		s.flush()
 		return false, errAbuse
 	}
 	if err != nil {
 		s.srv.leave(acc)
-		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", unitHint(err))
+		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "addr", s.addrText(), "error", unitHint(err))
 		s.replyReason(codeNotLoggedIn, "home", "Your home directory cannot be opened; the operator finds the reason in the log.")
 		return false, nil
 	}
 	for _, err := range j.missing {
-		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "error", unitHint(err))
+		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "addr", s.addrText(), "error", unitHint(err))
 	}
 	s.mu.Lock()
 	s.user, s.base, s.account, s.jail, s.method, s.asked = u, base, acc, j, method, ""
@@ -427,7 +435,7 @@ func (s *session) follow() error {
 	if !reflect.DeepEqual(was, is) {
 		var err error
 		if j, err = s.srv.jails.enter(is); err != nil {
-			s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "error", unitHint(err))
+			s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "addr", s.addrText(), "error", unitHint(err))
 			s.replyReason(codeClosing, "account", "Your home directory cannot be opened any more; the operator finds the reason in the log.")
 			s.flush()
 			return errAccount
@@ -629,7 +637,7 @@ func (s *session) startTLS(implicit bool) error {
 	s.tapesTLS(c.ConnectionState(), err)
 	if err != nil {
 		s.srv.keys.end(id)
-		attrs := []any{"session", s.id, "addr", s.addrText(), "verb", "AUTH", "result", "TLS handshake", "error", err}
+		attrs := []any{"session", s.id, "addr", s.addrText(), "proto", s.proto, "verb", "AUTH", "result", "TLS handshake", "error", err}
 		if oldTLS(err) {
 			attrs = append(attrs, "advice", "it offers TLS 1.1 or older, which nobody may use any more (RFC 8996): update its firmware, or set it to plain FTP; "+clearAdvice)
 		}
@@ -823,10 +831,15 @@ func (s *session) transferred(way byte, path string, bytes int64, dur time.Durat
 }
 
 // changed is the one line that a change of names leaves in the log: what was done to
-// the path p, and more about it.
+// the path p, and more about it. One that could not be made leaves noChange's.
 func (s *session) changed(what, p string, more ...any) {
+	s.changedSo(what, p, "ok", more...)
+}
+
+// changedSo is changed with the result in other words.
+func (s *session) changedSo(what, p, result string, more ...any) {
 	attrs := append([]any{"session", s.id, "user", s.userName(), "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "path", p}, more...)
-	s.srv.log.Info(what, attrs...)
+	s.srv.log.Info(what, append(attrs, "result", result)...)
 }
 
 // deleted is changed for a file that is gone.

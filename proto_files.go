@@ -225,7 +225,7 @@ func (s *session) cmdRNFR(arg string) error {
 		_, err = s.jail.lstat(p)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
 	s.renameFrom = p
 	s.reply(codeNeedMore, "Ready for RNTO.")
@@ -285,7 +285,7 @@ func (s *session) cmdMDTM(arg string) error {
 		if stamp, name, ok := strings.Cut(arg, " "); ok {
 			if _, isTime := parseFTPTime(stamp); isTime && name != "" {
 				if !s.user.can(permWrite) {
-					s.refused("MDTM", arg)
+					s.refused("MDTM", "path", arg)
 					s.reply(codeDenied, "Permission denied: this account may not write.")
 					return nil
 				}
@@ -309,6 +309,15 @@ func (s *session) cmdMFMT(arg string) error {
 	return s.setTime(stamp, name, "Modify=%s; %s")
 }
 
+// timeChanged and modeChanged are changed for what a file has besides its name.
+func (s *session) timeChanged(p string, t time.Time) {
+	s.changed("time changed", p, "modified", t.UTC())
+}
+
+func (s *session) modeChanged(p string, mode uint32) {
+	s.changed("mode changed", p, "mode", modeText(mode&0o777))
+}
+
 // setTime sets a file's time of change and tells it back.
 func (s *session) setTime(stamp, name, done string) error {
 	t, ok := parseFTPTime(stamp)
@@ -321,8 +330,9 @@ func (s *session) setTime(stamp, name, done string) error {
 		err = s.jail.setTimes(p, t)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
+	s.timeChanged(p, t)
 	s.reply(codeFileStatus, fmt.Sprintf(done, appendFTPTime(nil, t.Unix(), t.Nanosecond()/1e6), name))
 	return nil
 }
@@ -359,13 +369,17 @@ func (s *session) cmdMFF(arg string) error {
 	}
 	p, err := s.path(name)
 	if err == nil && setMode {
-		err = s.jail.chmod(p, uint32(mode))
+		if err = s.jail.chmod(p, uint32(mode)); err == nil {
+			s.modeChanged(p, uint32(mode))
+		}
 	}
 	if err == nil && setTime {
-		err = s.jail.setTimes(p, when)
+		if err = s.jail.setTimes(p, when); err == nil {
+			s.timeChanged(p, when)
+		}
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
 	s.reply(codeFileStatus, facts+"; "+name)
 	return nil
@@ -510,16 +524,18 @@ func (s *session) sumOf(alg int, p string, from int64, end func(size int64) int6
 			return hexText(sum), to, 0, nil
 		}
 	}
+	began := time.Now()
 	digits, aborts, err := s.digestOf(f, p, from, to, alg)
 	if err != nil {
 		return "", 0, aborts, err
 	}
 	if whole {
+		took := time.Since(began)
 		var now entry
 		if s.jail.mayMark(p) && fstat(f, &now) == nil && now.sameContent(&e) {
 			keepDigest(int(f.Fd()), &e, digits)
 		}
-		s.srv.log.Info("digest", "session", s.id, "user", s.user.Name, "path", p, "bytes", e.size, "sha256", hexText(digits))
+		s.changed("digest", p, "bytes", e.size, "dur", took.Round(time.Microsecond), "sha256", hexText(digits))
 	}
 	return hexText(digits), to, aborts, nil
 }
@@ -601,8 +617,9 @@ func (s *session) siteCHMOD(arg string) error {
 		err = s.jail.chmod(p, uint32(n))
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
+	s.modeChanged(p, uint32(n))
 	s.reply(codeOK, "Mode changed.")
 	return nil
 }
@@ -635,8 +652,9 @@ func (s *session) utime(stamp, name string) error {
 		err = s.jail.setTimes(p, t)
 	}
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
+	s.timeChanged(p, t)
 	s.reply(codeOK, "Time changed.")
 	return nil
 }

@@ -113,7 +113,7 @@ func (s *session) sendLines(p string, write func(out io.Writer) error) error {
 		return x.explain(err)
 	})
 	if s.srv.debug() && x != nil {
-		s.srv.log.Debug("listing", "session", s.id, "user", s.userName(), "verb", s.verb, "path", p, "bytes", x.moved.Load(), "result", transferResult(err))
+		s.srv.log.Debug("listing", "session", s.id, "user", s.userName(), "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "path", p, "bytes", x.moved.Load(), "result", transferResult(err))
 	}
 	s.conclude(err, "Listing complete.", aborts)
 	return nil
@@ -237,11 +237,11 @@ func (s *session) cmdSTAT(arg string) error {
 		return nil
 	}
 	if !s.user.can(permList) {
-		s.refused("STAT", arg)
+		s.refused("STAT", "path", arg)
 		s.reply(codeDenied, "Permission denied: this account may not list.")
 		return nil
 	}
-	l, _, err := s.openListing(s.parseList(arg))
+	l, p, err := s.openListing(s.parseList(arg))
 	if err != nil {
 		return s.fail(err)
 	}
@@ -261,7 +261,7 @@ func (s *session) cmdSTAT(arg string) error {
 		_, err = controlLines{s}.Write(format(nil, &l.one))
 	}
 	if err != nil && s.flush() == nil { // not for a client that went away
-		s.srv.log.Warn("listing stopped", "session", s.id, "user", s.user.Name, "error", err)
+		s.srv.log.Warn("listing stopped", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "path", p, "error", err)
 	}
 	s.wmu.Lock()
 	s.put(code, ' ', "End of status.")

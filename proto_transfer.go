@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -160,7 +159,7 @@ func (s *session) cmdPASV(string) error {
 	}
 	tell, err := s.srv.passiveAddress(s.peer, s.reached)
 	if err != nil {
-		s.srv.log.Error("passive address", "session", s.id, "error", err)
+		s.srv.log.Error("passive address", "session", s.id, "user", s.userName(), "addr", s.addrText(), "error", err)
 		s.reply(codeNoData, "The passive address cannot be told; use EPSV.")
 		return nil
 	}
@@ -329,7 +328,7 @@ func (s *session) connectTo(verb string, to netip.AddrPort) error {
 		to = netip.AddrPortFrom(s.peer, to.Port()) // lftp sends "|2|::|port|" for its own address
 	}
 	if to.Addr().Unmap() != s.peer || to.Port() < lowestDataPort {
-		s.refused(verb, to.String())
+		s.refused(verb, "asked", to.String())
 		s.reply(codeBadArgument, fmt.Sprintf("Data connections go to your own address and to ports from %d on.", lowestDataPort))
 		return nil
 	}
@@ -381,7 +380,7 @@ func (s *session) transfer(upload bool, p string, total int64, opening string, c
 				return err
 			}
 			if _, err := s.srv.keys.checkData(s.tls, st); err != nil {
-				s.srv.log.Info("refused", "session", s.id, "user", s.userName(), "addr", s.addrText(), "verb", s.verb, "result", "TLS session not resumed")
+				s.turnedDown(s.userName(), s.verb, "TLS session not resumed")
 				return err
 			}
 		}
@@ -444,7 +443,7 @@ func (s *session) cmdRETR(arg string) error {
 	}
 	f, e, err := s.jail.openFile(p)
 	if err != nil {
-		return s.fail(err)
+		return s.noChange(p, err)
 	}
 	defer f.Close()
 	defer s.jail.set.use(e.id())()
@@ -454,7 +453,7 @@ func (s *session) cmdRETR(arg string) error {
 		size = min(size, max(s.rangeTo, s.rangeTo+1)) // RANG to 2^63-1 must not wrap
 	}
 	if from > e.size {
-		return s.fail(&offsetError{have: e.size, want: from})
+		return s.noChange(p, &offsetError{have: e.size, want: from})
 	}
 	left := max(size-from, 0)
 	return s.download(p, left, fmt.Sprintf("Opening data connection (%d bytes).", left), func(x *transfer) error {
@@ -581,13 +580,15 @@ func (s *session) refuseUpload(p string, err error) error {
 	return s.noChange(p, err)
 }
 
-// noChange replies for something that the quota or the disk did not let happen,
-// and has the operator know why.
+// noChange replies for a change or a transfer that could not begin, and has the operator
+// know why: what leaves a line when it is done leaves one when it is not. A name that
+// cannot be one (p is "") is the client's own affair.
 func (s *session) noChange(p string, err error) error {
-	if noRoom(err) || errors.Is(err, syscall.EROFS) || errors.Is(err, errCounting) {
-		s.srv.log.Info("refused", "session", s.id, "user", s.user.Name, "addr", s.addrText(), "verb", s.verb, "path", p, "result", err.Error())
+	code, reason, text := s.replyFor(err)
+	if p != "" && reason != "local" { // which has a line already
+		s.turnedDown(s.user.Name, s.verb, reason, "path", p, "error", err)
 	}
-	return s.fail(err)
+	return s.failed(err, code, reason, text)
 }
 
 // upload runs one upload from the staging file to its name. It is finished

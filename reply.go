@@ -249,7 +249,7 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 	case isNetError(err):
 		return codeAborted, "broken", "The data connection broke."
 	}
-	s.srv.log.Error("local error", "session", s.id, "user", s.userName(), "verb", s.verb, "error", err)
+	s.srv.log.Error("local error", "session", s.id, "user", s.userName(), "addr", s.addrText(), "proto", s.proto, "verb", s.verb, "error", err)
 	return codeLocalError, "local", "A local error stopped this; the operator finds it in the log."
 }
 
@@ -281,6 +281,10 @@ func isNetError(err error) bool {
 // fail replies for an error and goes on.
 func (s *session) fail(err error) error {
 	code, reason, text := s.replyFor(err)
+	return s.failed(err, code, reason, text)
+}
+
+func (s *session) failed(err error, code int, reason, text string) error {
 	if s.fr != nil {
 		a := &failure{answer: answer{Code: code, Reason: reason, Text: text}}
 		var off *offsetError
@@ -303,10 +307,10 @@ func (s *session) mayNot(login bool, perm permission, onBox bool, what, arg stri
 	case login && s.user == nil:
 		return codeNotLoggedIn, "not_logged_in", "Log in with USER and PASS first."
 	case onBox && !s.operator():
-		s.refused(what, arg)
+		s.refused(what, "path", arg)
 		return codeDenied, "denied", "Only root and the group " + adminGroup + " on this machine may do that, through the local socket."
 	case perm != 0 && !s.user.can(perm):
-		s.refused(what, arg)
+		s.refused(what, "path", arg)
 		return codeDenied, "denied", "Permission denied: this account may not " + perm.String() + "."
 	}
 	return 0, "", ""

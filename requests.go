@@ -708,10 +708,14 @@ func (s *session) doRemove(q *request) error {
 			x := newTransfer(0, nil)
 			x.file = p
 			var gone removed
+			began := time.Now()
 			s.flush()
 			_, err = s.watched(x, s.verb, func() error { return s.removeTree(x, p, 0, &gone) })
 			// One line, however many names; the transfer log has each of them.
-			s.changed("tree removed", p, "files", gone.files, "directories", gone.directories, "bytes", gone.bytes, "result", changeResult(err))
+			s.changedSo("tree removed", p, changeResult(err), "files", gone.files, "directories", gone.directories, "bytes", gone.bytes, "dur", time.Since(began).Round(time.Microsecond))
+			if err != nil {
+				return s.fail(err) // told already
+			}
 		default:
 			if err = s.jail.rmdir(p); err == nil {
 				s.changed("directory removed", p)
@@ -825,8 +829,13 @@ func (s *session) doTouch(q *request) error {
 				return s.refuseUpload(p, err)
 			}
 			s.changed("file made", p)
+			return s.done(s.jail.setTimes(p, when), p, codeFileDone, "Time changed.")
 		}
-		return s.done(s.jail.setTimes(p, when), p, codeFileDone, "Time changed.")
+		err := s.jail.setTimes(p, when)
+		if err == nil {
+			s.timeChanged(p, when)
+		}
+		return s.done(err, p, codeFileDone, "Time changed.")
 	})
 }
 
@@ -836,6 +845,9 @@ func (s *session) doChmod(q *request) error {
 		if err != nil {
 			return s.badField("%v.", err)
 		}
-		return s.done(s.jail.chmod(p, mode), p, codeFileDone, "Mode changed.")
+		if err = s.jail.chmod(p, mode); err == nil {
+			s.modeChanged(p, mode)
+		}
+		return s.done(err, p, codeFileDone, "Mode changed.")
 	})
 }

@@ -643,12 +643,12 @@ func (s *session) doGet(q *request) error {
 		}
 		f, e, err := s.jail.openFile(p)
 		if err != nil {
-			return s.fail(err)
+			return s.noChange(p, err)
 		}
 		defer f.Close()
 		defer s.jail.set.use(e.id())()
 		if q.Offset > e.size {
-			return s.fail(&offsetError{have: e.size, want: q.Offset})
+			return s.noChange(p, &offsetError{have: e.size, want: q.Offset})
 		}
 		n := e.size - q.Offset
 		if q.Size != nil {

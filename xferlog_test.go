@@ -56,9 +56,9 @@ T3 0 127.0.0.1 3 /d/é__x b _ d r ann ftp 0 * c
 			t.Errorf("%v, %v", st.Mode(), err)
 		}
 		for _, want := range []string{
-			`msg="directory made" session=3 user=ann addr=127.0.0.1 proto=ftp verb=MKD path=/d` + "\n",
-			`msg=deleted session=3 user=ann addr=127.0.0.1 proto=ftp verb=DELE path="/a b" bytes=7` + "\n",
-			`msg="tree removed" session=4 user=ann addr=127.0.0.1 proto=frames verb=remove path=/d files=2 directories=1 bytes=5 result=ok` + "\n",
+			`msg="directory made" session=3 user=ann addr=127.0.0.1 proto=ftp verb=MKD path=/d result=ok` + "\n",
+			`msg=deleted session=3 user=ann addr=127.0.0.1 proto=ftp verb=DELE path="/a b" bytes=7 result=ok` + "\n",
+			`msg="tree removed" session=4 user=ann addr=127.0.0.1 proto=frames verb=remove path=/d files=2 directories=1 bytes=5 dur=0s result=ok` + "\n",
 		} {
 			if n := strings.Count(b.log.String(), want); n != 1 {
 				t.Errorf("%d lines %s", n, want)
