@@ -63,7 +63,7 @@ func adminVerbs() []verb {
 			}},
 		{name: "drain", options: []option{configOption}, run: runDrain,
 			help: "end the daemon when running transfers are done",
-			text: "As SIGTERM: no new sessions, idle ones end, transfers may take for as long as server.drain says.",
+			text: "As SIGTERM: no new sessions, idle ones end, transfers may take for as long as server.drain says. Until the end who tells whom it waits for, and kick ends that.",
 			examples: []example{
 				{"berth drain", "and systemd starts it again only for the next client"},
 				{"berth drain --config try/berth.toml", "the one with another configuration"},
@@ -207,14 +207,27 @@ func (inv *invocation) dialDaemon() (*daemonLink, error) {
 	return dialDaemon(path)
 }
 
+// dialDaemon asks a daemon that drains before systemd, who has the other socket then.
 func dialDaemon(path string) (*daemonLink, error) {
+	d, late := dialLocal(path + lateSuffix)
+	if late == nil {
+		return d, nil
+	}
+	d, err := dialLocal(path)
+	if errors.Is(err, errNoDaemon) && !errors.Is(late, errNoDaemon) {
+		err = late // why it hears nobody but the operator
+	}
+	return d, err
+}
+
+func dialLocal(path string) (*daemonLink, error) {
 	dialer := net.Dialer{Timeout: adminDial}
 	conn, err := dialer.Dial("unix", path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, &connError{text: path + ": permission denied; try with sudo, or as a member of the group " + adminGroup}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, &connError{text: path + ": no daemon listens there; is berth running, and does --config name its configuration?"}
+		return nil, &connError{path + ": no daemon listens there; is berth running, and does --config name its configuration?", errNoDaemon}
 	case err != nil:
 		return nil, &connError{path + ": " + err.Error(), err}
 	}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -167,10 +168,60 @@ func TestAdminDrainTwice(t *testing.T) {
 	data.Close()
 	busy.want("226 *")
 	busy.cmd("QUIT", "221 *")
-	local.do(`{"do":"quit"}`, 221, "")
 	p.ended(exitOK)
 	if got := b.content(t, "f"); got != "one two" {
 		t.Errorf("%q", got)
+	}
+}
+
+// While it drains the operator sees whom it waits for, and may end that: by a socket beside
+// the local one, which systemd may keep for the next daemon. Nobody else comes in there, and
+// the daemon does not wait for who watches.
+func TestAdminWhileDraining(t *testing.T) {
+	t.Parallel()
+	p, b, file, _ := administered(t, "server.drain = \"5m\"\n")
+	path := b.localPath(t, file)
+	p.addrs["local"] = path
+	at := func(args ...string) []string { return append(args, "--config", file) }
+	b.user(t, "me", fmt.Sprintf("uid = %d\n", os.Getuid())) // who would be logged in by that
+	says(t, exitOK, "Reloaded.\n", "", at("reload")...)
+	busy := p.dial("control").login()
+	busy.cmd("EPSV", "229 *")
+	busy.open()
+	busy.cmd("STOR f", "150 *")
+	waitUntil(t, "the upload runs", func() bool { a := sessionsOf(t, file)["ann"]; return len(a) == 1 && a[0].Verb == "STOR" })
+
+	says(t, exitOK, "Draining.\n", "", at("drain")...)
+	waitUntil(t, "the daemon drains", func() bool { _, err := os.Stat(path); return err != nil })
+	waitUntil(t, "the operator is heard", func() bool { _, err := os.Stat(path + lateSuffix); return err == nil })
+	says(t, exitOK, "ID *\n* ann *STOR */f *\n", "", at("who")...)
+	says(t, exitOK, "Draining.\n", "", at("drain")...)
+	says(t, exitOK, "Told 0 sessions at once. 1 speak FTP*", "", at("wall", "last call")...)
+	says(t, exitOK, "USER *\nann *counted\nme *counted\n", "", "user", "usage", "--config", file)
+	says(t, exitFailed, "", "berth reload: The daemon is going down, and reads nothing any more.\n", at("reload")...)
+
+	p.addrs["local"] = path + lateSuffix
+	login := p.dial("local")
+	login.want("220 *")
+	login.cmd("USER ann", "331 *")
+	login.cmd("PASS secret", "421 *going down*")
+	watcher := p.dial("local") // stays to the end, and is not waited for
+	watcher.want("220 *")
+	watcher.frames().do(`{"do":"who"}`, 226, "")
+	if os.Getuid() == 0 {
+		dir := filepath.Dir(path)
+		client := filepath.Join(dir, "berth.toml")
+		if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(client, fmt.Appendf(nil, "listen.local = [%q]\n", path), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if code, out := asSomebody(t, reachable(t, dir), 65534, 65534, nil, "who", "--config", client); code != exitNoConn || !strings.Contains(out, "421 The server is going down") {
+			t.Errorf("nobody: %d, %q", code, out)
+		}
+	}
+	says(t, exitOK, "Ended.\n", "", at("kick", fmt.Sprint(sessionsOf(t, file)["ann"][0].ID))...)
+	p.ended(exitOK)
+	if _, err := os.Stat(path + lateSuffix); err == nil {
+		t.Error("the socket stays behind")
 	}
 }
 
@@ -232,9 +283,24 @@ func TestAdminWithoutLocalSocket(t *testing.T) {
 
 // --- who may ---
 
-// asSomebody runs a verb as a process of other credentials, and returns its exit code and
-// all that it printed. The test binary lies where such a one may not read it, so there is
-// a copy.
+// reachable is a copy of the test binary in dir, for who may not read where that lies.
+func reachable(t *testing.T, dir string) (binary string) {
+	t.Helper()
+	binary = filepath.Join(dir, "berth")
+	if err := os.Link(os.Args[0], binary); err != nil {
+		text, err := os.ReadFile(os.Args[0])
+		if err == nil {
+			err = os.WriteFile(binary, text, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return binary
+}
+
+// asSomebody runs a verb of a binary that is reachable as a process of other credentials,
+// and returns its exit code and all that it printed.
 func asSomebody(t *testing.T, binary string, uid, gid uint32, groups []uint32, args ...string) (int, string) {
 	t.Helper()
 	cmd := exec.Command(binary, args...)
@@ -260,16 +326,7 @@ func TestOperatorsGroup(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	binary := filepath.Join(dir, "berth")
-	if err := os.Link(os.Args[0], binary); err != nil {
-		text, err := os.ReadFile(os.Args[0])
-		if err == nil {
-			err = os.WriteFile(binary, text, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	binary := reachable(t, dir)
 	group := filepath.Join(dir, "group")
 	write := func(text string) {
 		t.Helper()

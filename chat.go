@@ -409,6 +409,10 @@ func (s *session) doWall(q *request) error {
 }
 
 func (s *session) doReload(*request) error {
+	if s.srv.drainAt.Load() != 0 {
+		s.answer(&answer{Code: codeLocalError, Reason: "busy", Text: "The daemon is going down, and reads nothing any more."})
+		return nil
+	}
 	s.srv.log.Info("reload requested", "session", s.id, "uid", s.localUID)
 	if err := s.srv.reload(); err != nil {
 		s.answer(&answer{Code: codeLocalError, Reason: "configuration", Text: "The old configuration stays: " + err.Error()})

@@ -171,15 +171,18 @@ func plural(n int, word string) string {
 
 // count tells how many sessions there are and how many of them move something.
 func (s *server) count() (sessions, transfers int) {
-	all := s.everySession()
-	for _, c := range all {
+	for _, c := range s.everySession() {
+		if c.late.Load() {
+			continue
+		}
+		sessions++
 		c.mu.Lock()
 		if c.xfer != nil {
 			transfers++
 		}
 		c.mu.Unlock()
 	}
-	return len(all), transfers
+	return sessions, transfers
 }
 
 // --- reload ---
@@ -474,6 +477,9 @@ func (s *server) courtesy() time.Duration {
 // courtesy is the server's; who has not logged in gets no more than drainGrace of it
 // in all. s.mu is held.
 func (s *session) courtesy() time.Duration {
+	if s.late.Load() {
+		return 0
+	}
 	left := s.srv.courtesy()
 	if s.user == nil {
 		left -= drainCourtesy - drainGrace
@@ -502,13 +508,25 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	left := s.everySession()
 	most := s.config().Server.Drain.std()
 	s.log.Info("draining", "sessions", len(left), "most", most)
+	waits := false
 	for _, c := range left {
-		c.drain()
+		if !s.stay(c) {
+			c.drain()
+			waits = true
+		}
+	}
+	var late []socket
+	if waits {
+		late = s.openLate()
 	}
 	done := make(chan struct{})
 	go func() { s.running.Wait(); close(done) }()
 	s.await(done, signals, most)
+	for _, k := range late {
+		k.close()
+	}
 	s.endPages()
+	s.endLate()
 	s.end() // logins that are being checked, and datagram services
 	for _, c := range s.everySession() {
 		c.kill(errDrain)
@@ -521,8 +539,10 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	}
 	s.mu.Unlock()
 	s.systemd.tell(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (wait + extendBy).Microseconds()))
+	gone := make(chan struct{})
+	go func() { <-done; s.late.Wait(); close(gone) }()
 	select {
-	case <-done:
+	case <-gone:
 	case <-time.After(wait):
 		s.log.Warn("some sessions did not end in time")
 	}
@@ -535,6 +555,66 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	s.tidying.Stop()
 	s.logLimit.tell()
 	s.log.Info("stopped", "uptime", time.Since(s.started).Round(time.Second))
+}
+
+// stay has an operator who is not logged in as a user stay to the end of a drain, which
+// he watches and which does not wait for him; false for everybody else.
+func (s *server) stay(c *session) bool {
+	c.mu.Lock()
+	watches := c.isOperator && c.user == nil
+	c.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if watches && !c.late.Load() && s.sessions[c.id] == c {
+		c.late.Store(true)
+		s.late.Add(1)
+		s.running.Done()
+	}
+	return watches
+}
+
+// endLate ends the sessions of operators. What one is asking just now is answered: it may
+// have been the kick that ended the wait.
+func (s *server) endLate() {
+	for _, c := range s.everySession() {
+		if c.late.Load() {
+			c.drain()
+		}
+	}
+	over := make(chan struct{})
+	go func() { s.late.Wait(); close(over) }()
+	select {
+	case <-over:
+	case <-time.After(closeTimeout):
+	}
+}
+
+// lateListener is where the operator is heard while the daemon drains: a socket beside
+// each local one, by that one's name and lateSuffix. The local one itself cannot stay
+// open: systemd keeps it, and users who come there meanwhile wait for the next daemon.
+const (
+	lateListener = "drain"
+	lateSuffix   = ".drain"
+)
+
+func (s *server) openLate() (all []socket) {
+	for _, k := range s.sockets {
+		if k.kind != "local" {
+			continue
+		}
+		late, err := openSocket(s.ctx, socketKind{name: lateListener, network: "unix"}, k.addr().String()+lateSuffix, &s.config().Listen)
+		if err != nil {
+			s.log.Warn("operators are not heard while draining", "error", err)
+			continue
+		}
+		all = append(all, late)
+		s.asking.Add(1)
+		s.answering.Go(func() {
+			s.accept(late)
+			s.asking.Done()
+		})
+	}
+	return all
 }
 
 // endPages ends the http listeners. What they are answering may be finished, if it

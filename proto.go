@@ -372,6 +372,9 @@ func unitHint(err error) error {
 // login opens the user's files and counts the session as his. Where that cannot be,
 // the client has been told why; the error is nil unless the session is over.
 func (s *session) login(base *user, method string) (ok bool, err error) {
+	if s.late.Load() {
+		return false, errDrain // his transfers nobody would wait for
+	}
 	u := s.under(base)
 	acc, err := s.srv.enter(u)
 	if err != nil {

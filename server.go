@@ -114,6 +114,7 @@ type server struct {
 	refused  string         // why the last reload was, "" if it was not
 	loaded   time.Time      // when the configuration that is in use was
 	running  sync.WaitGroup // sessions and serving loops
+	late     sync.WaitGroup // sessions of operators, for which a drain does not wait
 	hooking  sync.WaitGroup // the on_upload queue
 }
 
@@ -394,7 +395,7 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 			continue
 		}
 		pause = 0
-		if k.kind == "http" {
+		if k.kind == "http" || k.kind == lateListener {
 			s.answering.Go(func() {
 				if !s.probed(c) {
 					take(c)
@@ -479,6 +480,10 @@ func (s *server) begin(c net.Conn, kind string) {
 		}
 		ses.localUID = p.uid
 		ses.isOperator = ses.hasUID && p.operates()
+		if kind == lateListener {
+			ses.late.Store(true)
+			ses.hasUID = false // nobody logs in any more, be it by his uid
+		}
 	}
 	if text := s.admit(ses); text != "" {
 		s.metrics.sessionRefused(ses.proto)
@@ -595,6 +600,8 @@ func (s *server) admit(c *session) (refusal string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case c.late.Load() && !c.isOperator:
+		return goingDown
 	case c.peer.IsValid() && s.byAddr[c.peer] >= cfg.Limits.SessionsPerAddress:
 		return fmt.Sprintf("Too many connections from your address: at most %d.", cfg.Limits.SessionsPerAddress)
 	case !c.peer.IsValid() && !c.isOperator && s.byUID[c.localUID] >= cfg.Limits.SessionsPerAddress:
@@ -610,6 +617,10 @@ func (s *server) admit(c *session) (refusal string) {
 		s.byAddr[c.peer]++
 	} else {
 		s.byUID[c.localUID]++
+	}
+	if c.late.Load() {
+		s.late.Add(1)
+		return ""
 	}
 	// Taken before the listeners closed: it has the time that all in the middle of
 	// something have.
@@ -647,11 +658,15 @@ func (s *server) ended(c *session, result string) {
 		delete(s.byUID, c.localUID)
 	}
 	s.quietAt = time.Now()
+	waited := &s.running
+	if c.late.Load() {
+		waited = &s.late
+	}
 	s.mu.Unlock()
 	if c.counting {
 		s.metrics.sessionEnded(c.proto, result)
 	}
-	s.running.Done()
+	waited.Done()
 }
 
 var errTooMany = errors.New("too many sessions of one user")

@@ -17,6 +17,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -86,7 +87,8 @@ type session struct {
 	counting bool   // sessionStarted was told
 	reloads  uint64 // the server's, when user was last looked at
 
-	isOperator bool // has the operator's requests, see peer.operates
+	isOperator bool        // has the operator's requests, see peer.operates
+	late       atomic.Bool // an operator who watches the drain, see server.stay; server.late counts it, not running
 
 	// parameters of transfers (RFC 959 section 5.1, RFC 4217, RFC 2389)
 	cwd        string
@@ -226,6 +228,9 @@ var (
 // line that a client sends ends so.
 const tooLongLine = "\n"
 
+// goingDown is what the draining server tells.
+const goingDown = "The server is going down; try again later."
+
 // farewell says goodbye as the reason allows, and names it for log and metrics.
 func (s *session) farewell(err error) string {
 	s.mu.Lock()
@@ -249,7 +254,7 @@ func (s *session) farewell(err error) string {
 	case err == errAccount:
 		return "account"
 	case err == errDrain:
-		s.replyNow(codeClosing, "The server is going down; try again later.")
+		s.replyNow(codeClosing, goingDown)
 		return "drained"
 	case err == io.EOF:
 		s.flush()
@@ -342,7 +347,7 @@ func (s *session) drain() {
 		s.bare.SetReadDeadline(time.Now().Add(min(s.courtesy(), drainGrace)))
 	case s.shaking: // a stranger who says nothing must not hold a restart
 		s.bare.SetDeadline(time.Now().Add(min(s.courtesy(), drainGrace)))
-	case s.xfer == nil: // nor one who does not read his replies
+	case s.xfer == nil && !s.late.Load(): // nor one who does not read his replies
 		s.bare.SetWriteDeadline(time.Now().Add(s.courtesy()))
 	}
 }

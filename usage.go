@@ -12,12 +12,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"sort"
 	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -207,13 +205,6 @@ var errNoDaemon = errors.New("no daemon runs")
 func (c *userCommand) askUsage() (lines []*usageLine, err error) {
 	if len(c.local) == 0 {
 		return nil, errNoDaemon
-	}
-	conn, err := net.Dial("unix", c.local[0])
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, errNoDaemon
-	}
-	if err == nil {
-		conn.Close()
 	}
 	d, err := dialDaemon(c.local[0])
 	if err != nil {
