@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -284,14 +285,14 @@ func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (strin
 		switch t {
 		case frameData:
 			for rest = append(rest, frame...); line != nil; {
-				l, more, whole := strings.Cut(string(rest), "\n")
-				if !whole {
+				end := bytes.IndexByte(rest, '\n') + 1
+				if end == 0 {
 					break
 				}
-				if err := line([]byte(l + "\n")); err != nil {
+				if err := line(rest[:end]); err != nil {
 					return "", err
 				}
-				rest = []byte(more)
+				rest = rest[end:]
 			}
 		case frameAnswer:
 			var a answer

@@ -408,9 +408,14 @@ func (s *session) doWall(q *request) error {
 	return nil
 }
 
+// doMetrics tells what /metrics does, to who needs no password for it.
+func (s *session) doMetrics(*request) error {
+	return s.lines(func(w io.Writer) error { return s.srv.metrics.write(w) })
+}
+
 func (s *session) doReload(*request) error {
 	if s.srv.drainAt.Load() != 0 {
-		s.answer(&answer{Code: codeLocalError, Reason: "busy", Text: "The daemon is going down, and reads nothing any more."})
+		s.answer(&answer{Code: codeBusy, Reason: "busy", Text: "The daemon is going down, and reads nothing any more."})
 		return nil
 	}
 	s.srv.log.Info("reload requested", "session", s.id, "uid", s.localUID)

@@ -58,7 +58,7 @@ type remoteRefusal struct{ remoteAnswer }
 func (e *remoteRefusal) Error() string {
 	text := strings.TrimSuffix(shortShown(e.Text, maxShownText), ".")
 	if text == "" {
-		return "refused with " + strconv.Itoa(e.Code)
+		return "refused with " + itoa(e.Code)
 	}
 	r, n := utf8.DecodeRuneInString(text)
 	if next, _ := utf8.DecodeRuneInString(text[n:]); unicode.IsLower(next) || next == ' ' {

@@ -59,7 +59,7 @@ func runComplete(args []string, stdout io.Writer) int {
 		}
 	}()
 	offer := func(name string) {
-		if strings.HasPrefix(name, word) && shownText(name) == name {
+		if beginsWith(name, word) && shownText(name) == name {
 			out.WriteString(name + "\n")
 		}
 	}
@@ -98,7 +98,7 @@ func hostNames() []string {
 		data, _ := readConfigBytes(file, maxKnownHosts)
 		pins, _ := parsePins(file, data, func(string) bool { return true })
 		for _, p := range pins {
-			if host, _ := splitPin(p.host); !strings.Contains(host, ":") {
+			if host, _ := splitPin(p.host); !hasText(host, ":") {
 				names = append(names, host)
 			}
 		}
@@ -145,7 +145,7 @@ func (inv *invocation) completeNames(word, kind string, offer func(string)) {
 	if !directories { // names with "*" in them would be patterns
 		dir, letters = p.plain(), newReplacer("*", `\*`, "?", `\?`, "[", `\[`)
 	}
-	hidden := strings.HasPrefix(word[len(head):], ".")
+	hidden := beginsWith(word[len(head):], ".")
 	left := completeNames
 	c.list(dir, false, func(line []byte) error {
 		var e treeEntry
@@ -153,7 +153,7 @@ func (inv *invocation) completeNames(word, kind string, offer func(string)) {
 			return err
 		}
 		switch {
-		case strings.HasPrefix(e.name, ".") != hidden || badRemoteName(e.name) != "":
+		case beginsWith(e.name, ".") != hidden || badRemoteName(e.name) != "":
 			return nil
 		case e.kind == 'd':
 			offer(head + letters.Replace(e.name) + "/")
@@ -188,7 +188,7 @@ func (v *verb) completes() (kind string, words []string) {
 		return completeNothing, v.values
 	case v.command:
 		return completeExec, nil
-	case v.words == hostWords && strings.Contains(v.args, "[:DIR]"):
+	case v.words == hostWords && hasText(v.args, "[:DIR]"):
 		return completeHostDir, nil
 	}
 	return [...]string{noWords: completeNothing, hostWords: completeHosts, remoteWords: completeRemote,
@@ -225,7 +225,7 @@ func completedVerbs() []verb {
 func completedNames(list []verb, before string) []verb {
 	var found []verb
 	for _, v := range list {
-		if name, ok := cutPrefix(v.name, before); ok && !strings.Contains(name, " ") {
+		if name, ok := cutPrefix(v.name, before); ok && !hasText(name, " ") {
 			v.name = name
 			found = append(found, v)
 		}
@@ -352,7 +352,7 @@ func completionZsh() string {
 			b.WriteString(" \\\n\t\t'1:HOST:_berth_names' '2:command:_berth_names' '*:argument:()'")
 		case kind != completeNothing || len(words) > 0:
 			b.WriteString(" \\\n\t\t" + completeQuote(many+":"+zshColons(v.args)+":"+action(kind, words)))
-		case strings.HasPrefix(v.name, "user ") || v.max != 0:
+		case beginsWith(v.name, "user ") || v.max != 0:
 			b.WriteString(" \\\n\t\t'*:argument:()'")
 		}
 		b.WriteString(" ;;\n")
@@ -376,7 +376,7 @@ func zshOption(o *option, action func(string, []string) string) string {
 	if o.arg != "" {
 		for i := range flags {
 			flags[i] += "+"
-			if strings.HasPrefix(flags[i], "--") {
+			if beginsWith(flags[i], "--") {
 				flags[i] = strings.TrimSuffix(flags[i], "+") + "="
 			}
 		}

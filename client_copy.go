@@ -272,7 +272,7 @@ func (inv *invocation) fetchTo(words []string, target string) error {
 				x.fail(p.shown, errors.New(why))
 				continue
 			}
-			local = filepath.Join(target, name)
+			local = joinPath(target, name)
 		}
 		if inv.on("recursive") {
 			if done, err := x.getTree(p, local); done || err != nil {

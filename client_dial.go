@@ -91,9 +91,9 @@ func (c *remote) open(conn net.Conn, spec *hostSpec) (*bufio.Reader, error) {
 			return &connError{fmt.Sprintf("%s says nothing for %v; check that berth is what listens at %s", spec.name, wait, spec.address), err}
 		case err != nil:
 			return lostError(spec.name, err)
-		case strings.HasPrefix(got, "421"):
+		case beginsWith(got, "421"):
 			return &connError{text: fmt.Sprintf("%s takes no connection: %s", spec.name, shownText(strings.TrimSpace(got[3:])))}
-		case !strings.HasPrefix(got, want):
+		case !beginsWith(got, want):
 			return &connError{text: fmt.Sprintf("%s answers %q; %s", spec.name, shownText(got), otherwise)}
 		}
 		return nil
@@ -161,7 +161,7 @@ func readReply(in *bufio.Reader) (string, error) {
 		if size > maxGreeting {
 			return first, errGarbage
 		}
-		if len(text) == 3 || strings.HasPrefix(text, first[:3]+" ") {
+		if len(text) == 3 || beginsWith(text, first[:3]+" ") {
 			return text, nil
 		}
 	}

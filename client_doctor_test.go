@@ -269,3 +269,40 @@ func TestDoctorOldCertificateAndOpenPages(t *testing.T) {
 		t.Errorf("%d, %+v", code, f)
 	}
 }
+
+// heardConn is a connection on which a server has said all that it ever will.
+type heardConn struct {
+	net.Conn
+	*strings.Reader
+}
+
+func (c heardConn) Read(p []byte) (int, error) { return c.Reader.Read(p) }
+func (heardConn) Write(p []byte) (int, error)  { return len(p), nil }
+func (heardConn) SetDeadline(time.Time) error  { return nil }
+func (heardConn) Close() error                 { return nil }
+
+// FuzzDoctorHears: whatever a server says, its replies end, are shown as one line of text, and
+// make no address that cannot be.
+func FuzzDoctorHears(f *testing.F) {
+	f.Add("220-x\r\n220 y\r\n227 Entering Passive Mode (127,0,0,1,195,80).\r\n229 (|||50000|)\r\n")
+	f.Add("227 1,2,3,4,5\r\n229 |||\r\n")
+	f.Add("227 (999,0,0,1,256,-1)\r\n229 (|||99999|)\r\n227")
+	f.Add("211-\r\n FRAM 1\r\n211 end\r\n\x1b[2J\r\n229-(|||1|)\r\n229\r\n")
+	f.Fuzz(func(t *testing.T, said string) {
+		box := &farBox{doctor: &doctor{}, address: netip.MustParseAddr("192.0.2.1")}
+		conn := heardConn{Reader: strings.NewReader(said)}
+		box.ftp = &farFTP{conn, bufio.NewReaderSize(conn, 256)}
+		for range 4 {
+			code, _, shown := box.ftp.ask("NOOP")
+			if code < 0 || code > 999 || strings.ContainsAny(shown, "\x1b\r\n") && code != 0 {
+				t.Fatalf("%d %q", code, shown)
+			}
+			if at, err := box.pasv(); err == nil && !at.IsValid() {
+				t.Fatal(at)
+			}
+			if at, err := box.epsv(); err == nil && (at.Port() == 0 || at.Addr() != box.address) {
+				t.Fatal(at)
+			}
+		}
+	})
+}

@@ -473,7 +473,7 @@ func (x *execution) signal(s syscall.Signal) {
 func (x *execution) resize() {
 	size := terminalSizeOf(x.out, x.in)
 	if size.Rows > 0 {
-		x.tell(frameWindow, []byte(`{"rows":`+strconv.Itoa(int(size.Rows))+`,"cols":`+strconv.Itoa(int(size.Cols))+`}`))
+		x.tell(frameWindow, []byte(`{"rows":`+itoa(int(size.Rows))+`,"cols":`+itoa(int(size.Cols))+`}`))
 	}
 }
 

@@ -141,7 +141,7 @@ func (p place) plain() string { return joinRemote(p.dir, plainName.Replace(p.wor
 //go:noinline
 func joinRemote(dir, p string) string {
 	switch {
-	case strings.HasPrefix(p, "/") || dir == "":
+	case beginsWith(p, "/") || dir == "":
 		return p
 	case p == "":
 		return dir
@@ -181,7 +181,7 @@ func (inv *invocation) expand(p place) ([]place, error) {
 // match is what the place's pattern finds, and how many names were none.
 func (p place) match(c *remote) (places []place, bad int, err error) {
 	found := []string{p.dir}
-	if strings.HasPrefix(p.word, "/") {
+	if beginsWith(p.word, "/") {
 		found[0] = "/"
 	}
 	parts := strings.FieldsFunc(p.word, func(r rune) bool { return r == '/' })
@@ -351,7 +351,7 @@ func runLs(inv *invocation) error {
 	// A host alone is what most people mean by it.
 	for i, word := range words {
 		if t, err := parseTarget(word); err == nil && !t.remote && inv.within == nil && word != "" {
-			if _, ok, _ := defaultTarget(); !ok && !strings.Contains(word, "/") {
+			if _, ok, _ := defaultTarget(); !ok && !hasText(word, "/") {
 				words[i] = word + ":"
 			}
 		}
@@ -402,7 +402,7 @@ func (l *lsPrinter) list(c *remote, p place) error {
 			_, err := l.out.Write(append(progressEscape(bytes.Clone(line)), '\n'))
 			return err
 		}
-		if !inv.on("all") && strings.Contains("/"+e.name, "/.") && e.name != baseName(p.path) {
+		if !inv.on("all") && hasText("/"+e.name, "/.") && e.name != baseName(p.path) {
 			return nil // hidden, or below what is; what was named itself is not
 		}
 		if d := path.Dir(e.name); recursive && (d != dir || !started) {
@@ -505,7 +505,7 @@ func (l *lsPrinter) columns() {
 		plain := name
 		if l.colour {
 			plain = strings.TrimSuffix(plain, colourOff)
-			if i := strings.IndexByte(plain, 'm'); strings.HasPrefix(plain, "\x1b[") && i > 0 {
+			if i := strings.IndexByte(plain, 'm'); beginsWith(plain, "\x1b[") && i > 0 {
 				plain = plain[i+1:]
 			}
 		}

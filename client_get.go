@@ -560,8 +560,8 @@ func (g *getting) attributes(f *os.File) error {
 // which other goroutines' files would feel.
 var processUmask = sync.OnceValue(func() fs.FileMode {
 	status, _ := os.ReadFile("/proc/self/status")
-	_, rest, _ := strings.Cut(string(status), "\nUmask:")
-	line, _, _ := strings.Cut(rest, "\n")
+	_, rest, _ := cutText(string(status), "\nUmask:")
+	line, _, _ := cutText(rest, "\n")
 	if mask, err := strconv.ParseUint(strings.TrimSpace(line), 8, 32); err == nil {
 		return fs.FileMode(mask)
 	}

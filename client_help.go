@@ -9,7 +9,6 @@ package main
 import (
 	"bytes"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -83,11 +82,11 @@ var (
 		{"NO_COLOR", "if it is set and not empty, output has no colours"},
 	}
 	manExit = []manTerm{
-		{strconv.Itoa(exitOK), "done"},
-		{strconv.Itoa(exitFailed), "not done: the box said no, or something failed here"},
-		{strconv.Itoa(exitUsage), "the command line is wrong"},
-		{strconv.Itoa(exitNoConn), "there is no connection, or it was lost and could not be made again"},
-		{strconv.Itoa(exitMismatch), "what arrived is not what was sent: the digests differ"},
+		{itoa(exitOK), "done"},
+		{itoa(exitFailed), "not done: the box said no, or something failed here"},
+		{itoa(exitUsage), "the command line is wrong"},
+		{itoa(exitNoConn), "there is no connection, or it was lost and could not be made again"},
+		{itoa(exitMismatch), "what arrived is not what was sent: the digests differ"},
 		{"128+N", "signal N ended it"},
 	}
 	manExamples = []manTerm{
@@ -160,7 +159,7 @@ func (m *manPage) raw(line string) { m.b.WriteString(line + "\n") }
 func (m *manPage) macro(name string, words ...string) {
 	m.b.WriteString("." + name)
 	for _, w := range words {
-		if w = manEscape(w); strings.Contains(w, " ") {
+		if w = manEscape(w); hasText(w, " ") {
 			w = `"` + w + `"`
 		}
 		m.b.WriteString(" " + w)
@@ -174,7 +173,7 @@ func (m *manPage) line(text string) {
 	const width = 80
 	line := ""
 	end := func() {
-		if strings.HasPrefix(line, ".") {
+		if beginsWith(line, ".") {
 			line = `\&` + line
 		}
 		m.raw(line)

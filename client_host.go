@@ -84,17 +84,17 @@ func parseTarget(word string) (target, error) {
 	}
 	rest, ok := word[start:], false
 	switch {
-	case strings.HasPrefix(rest, "["):
+	case beginsWith(rest, "["):
 		end := strings.IndexByte(rest, ']')
-		if end < 0 || !strings.HasPrefix(rest[end+1:], ":") {
+		if end < 0 || !beginsWith(rest[end+1:], ":") {
 			if _, err := netip.ParseAddr(rest[1:max(end, 1)]); err == nil && end == len(rest)-1 {
 				return target{}, usageErr("%s is a box without a path; write %s: for its home", shownText(word), shownText(word))
 			}
 			return t, nil
 		}
 		t.host, t.path = rest[1:end], rest[end+2:]
-	case strings.HasPrefix(rest, socketScheme):
-		t.socket, t.path, _ = strings.Cut(rest[len(socketScheme):], ":")
+	case beginsWith(rest, socketScheme):
+		t.socket, t.path, _ = cutText(rest[len(socketScheme):], ":")
 		if err := checkSocket(t.socket); err != nil {
 			return target{}, usageErr("%s: %v", shownText(word), err)
 		}
@@ -108,7 +108,7 @@ func parseTarget(word string) (target, error) {
 				return target{}, usageErr("%s: an IPv6 address needs brackets before the colon; write [%s]:", shownText(word), shownText(address))
 			}
 		}
-		t.host, t.path, ok = strings.Cut(rest, ":")
+		t.host, t.path, ok = cutText(rest, ":")
 		if t.host == "" && start == 0 && ok {
 			return underDefault(t)
 		}
@@ -139,7 +139,7 @@ func defaultTarget() (target, bool, error) {
 	if !strings.ContainsAny(word, ":/") || strings.HasSuffix(word, "]") {
 		full += ":"
 	}
-	if strings.HasPrefix(full, ":") {
+	if beginsWith(full, ":") {
 		return target{}, false, usageErr("%s is %s, which names no box; write one like berth://ann@box/photos", hostURLVariable, shownText(word))
 	}
 	t, err := parseTarget(full)
@@ -214,7 +214,7 @@ func isBareIPv6(s string) bool {
 // fromHome writes a path that begins with "~" as one from the home, which is "/".
 // A file that is called so is ./~.
 func fromHome(p string) string {
-	if p == "~" || strings.HasPrefix(p, "~/") {
+	if p == "~" || beginsWith(p, "~/") {
 		return "/" + strings.TrimLeft(p[1:], "/")
 	}
 	return p
@@ -278,7 +278,7 @@ type hostConfig struct {
 func hostDir() string {
 	// A relative XDG_CONFIG_HOME is to be ignored, its specification says.
 	if dir := os.Getenv("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "berth")
+		return joinPath(dir, "berth")
 	}
 	if home, err := os.UserHomeDir(); err == nil && filepath.IsAbs(home) {
 		return filepath.Join(home, ".config", "berth")
@@ -294,7 +294,7 @@ func loadHosts() (*hostsConfig, error) {
 	if dir == "" {
 		return c, nil
 	}
-	file := filepath.Join(dir, "config.toml")
+	file := joinPath(dir, "config.toml")
 	data, err := readConfigBytes(file, maxConfigFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
@@ -368,13 +368,13 @@ func (h *hostConfig) check(c configChecker, at, name string) {
 func hostFile(dir, p string) string {
 	if rest, ok := cutPrefix(p, "~/"); ok {
 		if home, err := os.UserHomeDir(); err == nil {
-			return filepath.Join(home, rest)
+			return joinPath(home, rest)
 		}
 	}
 	if p == "" || filepath.IsAbs(p) {
 		return p
 	}
-	return filepath.Join(dir, p)
+	return joinPath(dir, p)
 }
 
 // --- where to connect ---
@@ -482,12 +482,12 @@ func (h *hostSpec) resolveAddress(t target, o hostOptions, c hostConfig) {
 	host := strings.TrimSuffix(strings.TrimPrefix(cmp.Or(c.Host, t.host), "["), "]")
 	port := defaultPort
 	if n := cmp.Or(o.port, t.port, c.Port); n != 0 {
-		port = strconv.Itoa(n)
+		port = itoa(n)
 	}
 	h.address = joinHostPort(host, port)
 	name := pinHost(host)
 	h.pin = "[" + name + "]:" + port
-	h.serverName, _, _ = strings.Cut(name, "%") // a zone is this machine's business
+	h.serverName, _, _ = cutText(name, "%") // a zone is this machine's business
 	h.machines = []string{t.host, host}
 }
 
@@ -559,7 +559,7 @@ func passwdName(uid int) string {
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if p := strings.SplitN(lines.Text(), ":", 4); len(p) == 4 && p[2] == strconv.Itoa(uid) {
+		if p := strings.SplitN(lines.Text(), ":", 4); len(p) == 4 && p[2] == itoa(uid) {
 			return p[0]
 		}
 	}

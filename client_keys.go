@@ -270,7 +270,7 @@ type knownPin struct {
 // knownHosts is the file's name, "" if there is no place for one.
 func knownHosts() string {
 	if dir := hostDir(); dir != "" {
-		return filepath.Join(dir, knownHostName)
+		return joinPath(dir, knownHostName)
 	}
 	return ""
 }
@@ -478,7 +478,7 @@ func (h *hostSpec) loadKey() error {
 		if dir == "" {
 			return nil
 		}
-		file = filepath.Join(dir, keyFileName)
+		file = joinPath(dir, keyFileName)
 	}
 	pair, err := readKey(file)
 	if err != nil {
@@ -552,7 +552,7 @@ func keygen(o keygenOptions, stdout io.Writer) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
-		file = filepath.Join(dir, keyFileName)
+		file = joinPath(dir, keyFileName)
 	}
 	if _, err := os.Lstat(file); err == nil && !o.force {
 		return keyExists(file)

@@ -35,9 +35,8 @@ const (
 	chatSettle = time.Second
 	// timeSamples is how often the time is asked for; the quickest answer counts.
 	timeSamples = 4
-	// datagramWait is how long an answer by datagram is waited for, and datagramTries
-	// how often it is asked for.
-	datagramWait  = time.Second
+	// datagramTries is how often an answer by datagram is asked for, each time for
+	// datagramWait.
 	datagramTries = 3
 	// pingLinger is how long the last answers by datagram are waited for.
 	pingLinger = 2 * time.Second
@@ -53,6 +52,8 @@ const (
 	maxShownName        = 64
 	maxShownFingerprint = 80 // sha256: and 64 digits
 )
+
+var datagramWait = time.Second // less in tests whose networks lose things for sure
 
 // netJSON is a line of JSON that is fit for a terminal.
 func netJSON(v any) []byte { return append(progressEscape(encodeJSON(v)), '\n') }
@@ -185,7 +186,7 @@ func (t *chatting) say(line string) error {
 		// What was typed comes again, as everybody sees it.
 		cols := max(1, int(terminalSizeOf(t.prompt.file).Cols))
 		rows := (utf8.RuneCountInString(line)+2)/cols + 1
-		t.prompt.show("\x1b[" + strconv.Itoa(rows) + "A\x1b[J")
+		t.prompt.show("\x1b[" + itoa(rows) + "A\x1b[J")
 	}
 	for {
 		_, err := t.c.do(remoteRequest{Do: "say", Text: strings.ToValidUTF8(line, "\uFFFD")})
@@ -256,7 +257,7 @@ func shownMessage(m *messageFrame) string {
 		text = at.Local().Format("15:04:05 ") + text
 	}
 	if m.Lost > 0 {
-		text = "(" + strconv.Itoa(m.Lost) + " messages were lost: they came faster than they could be shown)\n" + text
+		text = "(" + itoa(m.Lost) + " messages were lost: they came faster than they could be shown)\n" + text
 	}
 	return text
 }
@@ -486,7 +487,7 @@ func (g *pinging) run(ended <-chan struct{}, why func() error) error {
 		select {
 		case <-next.C:
 			sent++
-			payload := "ping " + mark + strconv.Itoa(sent)
+			payload := "ping " + mark + itoa(sent)
 			g.mu.Lock()
 			g.out[payload] = pingSent{sent, time.Now()}
 			g.mu.Unlock()
@@ -644,7 +645,7 @@ func runDiscover(inv *invocation) error {
 func discoverTargets(inv *invocation, port uint16) ([]netip.AddrPort, error) {
 	var asked []netip.AddrPort
 	for _, word := range inv.args {
-		to, err := net.ResolveUDPAddr("udp", joinHostPort(strings.Trim(word, "[]"), strconv.Itoa(int(port))))
+		to, err := net.ResolveUDPAddr("udp", joinHostPort(strings.Trim(word, "[]"), itoa(int(port))))
 		if err != nil || to.IP == nil {
 			return nil, usageErr("%s is neither an address nor a known name; write one as 192.168.1.20", shownText(word))
 		}

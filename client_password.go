@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -128,7 +127,7 @@ func (h *hostSpec) netrc() *netrcEntry {
 		if err != nil {
 			return nil
 		}
-		file = filepath.Join(home, ".netrc")
+		file = joinPath(home, ".netrc")
 	}
 	if len(h.machines) == 0 { // unix sockets are no machines
 		return nil
@@ -218,10 +217,10 @@ type netrcScanner struct{ rest string }
 func (s *netrcScanner) next(keyword bool) (word string, ok bool) {
 	for {
 		s.rest = strings.TrimLeft(s.rest, " \t\r\n")
-		if !keyword || !strings.HasPrefix(s.rest, "#") {
+		if !keyword || !beginsWith(s.rest, "#") {
 			break
 		}
-		_, s.rest, _ = strings.Cut(s.rest, "\n")
+		_, s.rest, _ = cutText(s.rest, "\n")
 	}
 	if s.rest == "" {
 		return "", false
@@ -261,10 +260,10 @@ func (s *netrcScanner) next(keyword bool) (word string, ok bool) {
 }
 
 func (s *netrcScanner) skipMacro() {
-	_, s.rest, _ = strings.Cut(s.rest, "\n") // its name
+	_, s.rest, _ = cutText(s.rest, "\n") // its name
 	for s.rest != "" {
 		var line string
-		line, s.rest, _ = strings.Cut(s.rest, "\n")
+		line, s.rest, _ = cutText(s.rest, "\n")
 		if strings.TrimRight(line, "\r") == "" {
 			return
 		}

@@ -31,11 +31,11 @@ func parseTreeRule(include bool, pattern string) (treeRule, error) {
 	if r.pattern, r.tree = strings.CutSuffix(r.pattern, "/***"); !r.tree {
 		r.pattern, r.dirs = strings.CutSuffix(r.pattern, "/")
 	}
-	r.whole = strings.Contains(r.pattern, "/") || strings.Contains(r.pattern, "**")
+	r.whole = hasText(r.pattern, "/") || hasText(r.pattern, "**")
 	if r.pattern == "" {
 		return r, usageErr("the pattern %q has no name in it; write one as '*.tmp' or /cache/", pattern)
 	}
-	if strings.Contains(r.pattern, "[:") {
+	if hasText(r.pattern, "[:") {
 		return r, usageErr("the pattern %q has a named class; write the letters, as [a-z]", pattern)
 	}
 	if !closedSets(r.pattern) {
@@ -116,7 +116,7 @@ func (rules treeRules) excluded(name string, dir bool) bool {
 func globMatches(pattern, name string) bool {
 	p, n := pattern, name
 	for {
-		if strings.HasPrefix(n, ".") && !strings.HasPrefix(p, ".") && !strings.HasPrefix(p, `\.`) {
+		if beginsWith(n, ".") && !beginsWith(p, ".") && !beginsWith(p, `\.`) {
 			return false
 		}
 		i, k := strings.IndexByte(n, '/'), strings.IndexByte(p, '/')
@@ -140,13 +140,13 @@ func matchParts(pattern, name string, deep bool) bool {
 	var starAt, starsAt retry
 	for {
 		switch {
-		case deep && strings.HasPrefix(pattern, "**"):
+		case deep && beginsWith(pattern, "**"):
 			pattern = strings.TrimLeft(pattern, "*")
 			starsAt = retry{pattern, name}
 			star, stars = nil, &starsAt
 			continue
-		case strings.HasPrefix(pattern, "*"):
-			for pattern = pattern[1:]; !deep && strings.HasPrefix(pattern, "*"); {
+		case beginsWith(pattern, "*"):
+			for pattern = pattern[1:]; !deep && beginsWith(pattern, "*"); {
 				pattern = pattern[1:]
 			}
 			starAt = retry{pattern, name}
@@ -204,7 +204,7 @@ func matchOne(pattern, name string) (p, n string, ok bool) {
 // if that never ends.
 func matchSet(pattern string, c rune) (in bool, rest string, closed bool) {
 	p := pattern[1:]
-	not := strings.HasPrefix(p, "!") || strings.HasPrefix(p, "^")
+	not := beginsWith(p, "!") || beginsWith(p, "^")
 	if not {
 		p = p[1:]
 	}

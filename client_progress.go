@@ -539,7 +539,7 @@ func (p *progress) screen(now time.Time, cols, rows int) []string {
 		lines = append(lines, lay.line(f.row(now)))
 	}
 	if more > 0 {
-		lines = append(lines, screenCut("and "+strconv.Itoa(more)+" more", lay.cells))
+		lines = append(lines, screenCut("and "+itoa(more)+" more", lay.cells))
 	}
 	if total {
 		lines = append(lines, lay.line(p.totalRow(lay)))

@@ -173,7 +173,7 @@ func progressPercent(pos, size int64, complete bool) string {
 	if n == 100 && !complete {
 		n = 99
 	}
-	return strconv.Itoa(n) + "%"
+	return itoa(n) + "%"
 }
 
 // barLine is a finished file on a terminal with bars, as scp shows it.

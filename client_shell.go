@@ -520,7 +520,7 @@ func (s *shell) chdir(c *remote, dir string) error {
 	if err != nil {
 		return errorf("%s: %w", shownText(dir), err)
 	}
-	if utf8.ValidString(dir) && strings.HasPrefix(a.Path, "/") {
+	if utf8.ValidString(dir) && beginsWith(a.Path, "/") {
 		dir = a.Path // without what .. and . are for; names that are not UTF-8 cannot be told
 	}
 	s.last, s.place.dir = s.place.dir, dir
@@ -628,7 +628,7 @@ func (s *shell) local(argv []string) error {
 	defer closeErr()
 	// Not exec.Cmd, which is 33 KB of a binary that has to fit in small flash.
 	p, err := os.StartProcess(program, argv, &os.ProcAttr{
-		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, hostPasswordVariable+"=") }),
+		Env:   slices.DeleteFunc(os.Environ(), func(s string) bool { return beginsWith(s, hostPasswordVariable+"=") }),
 		Files: []*os.File{in, stdout, stderr},
 	})
 	if err != nil {

@@ -146,7 +146,7 @@ func (t *shellCompletion) key(line string, pos int, key rune) (newLine string, n
 	typed := plainName.Replace(last.text)
 	var found []string
 	for _, name := range t.names(words, typed) {
-		if strings.HasPrefix(name, typed) && shownText(name) == name {
+		if beginsWith(name, typed) && shownText(name) == name {
 			found = append(found, name)
 		}
 	}
@@ -224,7 +224,7 @@ func (t *shellCompletion) names(words []typedWord, typed string) (names []string
 	if v == nil || !inList(shellVerbs, name) {
 		return nil
 	}
-	if strings.HasPrefix(typed, "-") {
+	if beginsWith(typed, "-") {
 		for i := range v.options {
 			if !slices.ContainsFunc(connectionOptions, func(o option) bool { return o.name == v.options[i].name }) {
 				names = append(names, "--"+v.options[i].name)
@@ -235,7 +235,7 @@ func (t *shellCompletion) names(words []typedWord, typed string) (names []string
 	switch {
 	case name == "exec":
 		before := words[1 : len(words)-1]
-		if t.s.conn == nil || slices.ContainsFunc(before, func(w typedWord) bool { return !strings.HasPrefix(w.text, "-") }) {
+		if t.s.conn == nil || slices.ContainsFunc(before, func(w typedWord) bool { return !beginsWith(w.text, "-") }) {
 			return nil
 		}
 		return t.s.conn.welcome.Commands
@@ -271,10 +271,10 @@ func localNames(typed string, directories bool) (names []string) {
 	list, _ := f.ReadDir(completeNames)
 	for _, e := range list {
 		name := e.Name()
-		if strings.HasPrefix(name, ".") != strings.HasPrefix(rest, ".") {
+		if beginsWith(name, ".") != beginsWith(rest, ".") {
 			continue
 		}
-		st, err := os.Stat(filepath.Join(dir, name)) // a link to a directory is one
+		st, err := os.Stat(joinPath(dir, name)) // a link to a directory is one
 		switch {
 		case err == nil && st.IsDir():
 			names = append(names, head+name+"/")
@@ -304,7 +304,7 @@ func (t *shellCompletion) remote(typed string, directories bool) (names []string
 	for i := range entries {
 		e := &entries[i]
 		switch {
-		case strings.HasPrefix(e.name, ".") != strings.HasPrefix(rest, "."):
+		case beginsWith(e.name, ".") != beginsWith(rest, "."):
 		case e.kind == 'd' || e.kind == 'l' && directories:
 			names = append(names, head+e.name+"/")
 		case !directories:
@@ -454,12 +454,12 @@ func (h *shellHistory) At(i int) string { return h.lines[len(h.lines)-1-i] }
 // hasPassword tells whether there is an address with a password in the line.
 func hasPassword(line string) bool {
 	for {
-		_, rest, ok := strings.Cut(line, "://")
+		_, rest, ok := cutText(line, "://")
 		if !ok {
 			return false
 		}
-		host, _, _ := strings.Cut(rest, "/")
-		if user, _, ok := strings.Cut(host, "@"); ok && strings.Contains(user, ":") {
+		host, _, _ := cutText(rest, "/")
+		if user, _, ok := cutText(host, "@"); ok && hasText(user, ":") {
 			return true
 		}
 		line = rest

@@ -247,7 +247,7 @@ func (p *syncPlan) visit(dir *treeDir, local, remote *treeEntry) (treeSides, byt
 		return 0, 0, err
 	}
 	switch {
-	case isReserved(e.name) && (!p.o.upload || src == nil || strings.HasPrefix(e.name, getPrefix)):
+	case isReserved(e.name) && (!p.o.upload || src == nil || beginsWith(e.name, getPrefix)):
 		return stay(nil) // what an interrupted get has left
 	case isReserved(e.name):
 		return stay(p.skip(name, "names that begin with "+reservedPrefix+" are berth's own"))

@@ -459,7 +459,7 @@ func (s *syncRun) ended(a *syncStep, err error) {
 // inLost tells whether a name is below a directory that could not be made.
 func (s *syncRun) inLost(name string) bool {
 	for _, dir := range s.lost {
-		if strings.HasPrefix(name, dir) {
+		if beginsWith(name, dir) {
 			return true
 		}
 	}
@@ -794,7 +794,7 @@ func (s *syncRun) places(src, dst, typed string) error {
 	s.top, s.local = src, dst
 	if base := baseName(src); whole(src, base) {
 		s.base, s.topIs = base, base
-		s.local = filepath.Join(dst, base)
+		s.local = joinPath(dst, base)
 	}
 	root, err := os.OpenRoot(s.local)
 	switch {

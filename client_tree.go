@@ -343,7 +343,7 @@ func (w *treeWalk) close() {
 
 // group takes what the box tells of one directory, which e is the first of.
 func (w *treeWalk) group(e *treeEntry) error {
-	if w.dropped != "" && strings.HasPrefix(e.name, w.dropped) {
+	if w.dropped != "" && beginsWith(e.name, w.dropped) {
 		w.remote.take()
 		return nil
 	}
@@ -354,7 +354,7 @@ func (w *treeWalk) group(e *treeEntry) error {
 	}
 	parent, name := splitName(path)
 	for w.top.parent != nil && w.top.path != parent {
-		if strings.HasPrefix(parent, w.top.path) && parent[len(w.top.path)] == '/' {
+		if beginsWith(parent, w.top.path) && parent[len(w.top.path)] == '/' {
 			break // a directory below this one that it has not told of
 		}
 		if err := w.finish(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,42 @@ func terminalSizeOf(files ...*os.File) (size terminalSize) {
 		}
 	}
 	return size
+}
+
+// foldLeast is the least room for text: in less each word would have a line.
+const foldLeast = 20
+
+// fold breaks a line between words where it does not fit a terminal, behind indent
+// cells; elsewhere it stays whole, for programs.
+func (inv *invocation) fold(line string, indent int) string {
+	room := 0
+	if f := terminalFile(inv.stdout); f != nil {
+		room = int(terminalSizeOf(f).Cols) - indent
+	}
+	return foldText(line, room, indent)
+}
+
+func foldText(line string, room, indent int) string {
+	if room < foldLeast {
+		return line
+	}
+	var b builder
+	at := 0
+	for i, word := range splitText(line, " ") {
+		n := screenCells(word)
+		switch {
+		case i == 0:
+		case at+1+n > room:
+			b.WriteString("\n" + strings.Repeat(" ", indent))
+			at = 0
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += n
+	}
+	return b.String()
 }
 
 // --- raw mode ---

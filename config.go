@@ -443,7 +443,7 @@ func (c configChecker) listen(l *listenConfig) {
 			if problem != "" {
 				c.bad(key, "%s", problem)
 			} else if port != 0 { // the kernel never chooses the same port twice
-				claim(group.kind, key, joinHostPort(host, strconv.Itoa(port)))
+				claim(group.kind, key, joinHostPort(host, itoa(port)))
 			}
 		}
 	}
@@ -485,7 +485,7 @@ func splitListen(s string) (host string, port int, problem string) {
 			return bad(fmt.Sprintf("is only a port; write %q", ":"+s))
 		case addrErr == nil:
 			return bad(fmt.Sprintf("has no port; write %q", netip.AddrPortFrom(a, 2121)))
-		case strings.HasPrefix(s, "/"):
+		case beginsWith(s, "/"):
 			return bad("is a path, which belongs in listen.local; " + usage)
 		}
 		return bad("is not HOST:PORT; " + usage)

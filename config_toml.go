@@ -275,7 +275,7 @@ func (doc *tomlDocument) syntaxError(data []byte, text string, found *tomlError)
 	single.Reset([]byte(text))
 	for single.NextExpression() {
 	}
-	header := strings.HasPrefix(strings.TrimSpace(text), "[")
+	header := beginsWith(strings.TrimSpace(text), "[")
 	if single.Error() == nil {
 		// The line is well-formed by itself: what is wrong is where it stands.
 		if key := found.key; len(key) > 0 {
@@ -305,7 +305,7 @@ func (doc *tomlDocument) syntaxError(data []byte, text string, found *tomlError)
 	hint := "see https://toml.io for the syntax"
 	if m := tomlAssignment.FindStringSubmatch(text); m != nil {
 		key := m[1]
-		value, comment, _ := strings.Cut(m[2], "#")
+		value, comment, _ := cutText(m[2], "#")
 		value = strings.TrimSpace(value)
 		e.Key = key
 		if table := tableAbove(data, line); table != "" {
@@ -316,7 +316,7 @@ func (doc *tomlDocument) syntaxError(data []byte, text string, found *tomlError)
 			hint = "write " + key + " = " + exampleFor(t)
 		case t != nil && t.Kind() == reflect.Bool:
 			hint = fmt.Sprintf("write %s = true or %[1]s = false", key)
-		case t != nil && t.Kind() == reflect.Slice && strings.HasPrefix(value, "["):
+		case t != nil && t.Kind() == reflect.Slice && beginsWith(value, "["):
 			hint = fmt.Sprintf(`put each value in quotes, as %s = ["...", "..."]`, key)
 		case t != nil && tomlIsInteger(t):
 			hint = "write " + key + " = " + exampleFor(t)
@@ -336,7 +336,7 @@ func (doc *tomlDocument) syntaxError(data []byte, text string, found *tomlError)
 	}
 	e.Problem = fmt.Sprintf("not valid TOML (%s); %s", problem, hint)
 	doc.add(e)
-	return !header && !strings.Contains(text, `"""`) && !strings.Contains(text, `'''`)
+	return !header && !hasText(text, `"""`) && !hasText(text, `'''`)
 }
 
 // tableAbove is the name in the last table header before a line, for error texts.
@@ -508,7 +508,7 @@ func tomlFields(t reflect.Type) []reflect.StructField {
 }
 
 func tomlName(f reflect.StructField) string {
-	name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+	name, _, _ := cutText(f.Tag.Get("toml"), ",")
 	return cmp.Or(name, strings.ToLower(f.Name))
 }
 
@@ -816,7 +816,7 @@ func typeAt(t reflect.Type, key string) reflect.Type {
 		case reflect.Map:
 			t = t.Elem()
 		case reflect.Struct:
-			part, _, _ = strings.Cut(part, "[")
+			part, _, _ = cutText(part, "[")
 			fields := tomlFields(t)
 			i := slices.IndexFunc(fields, func(f reflect.StructField) bool { return tomlName(f) == part })
 			if i < 0 {

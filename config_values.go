@@ -80,14 +80,14 @@ func (d *duration) UnmarshalText(text []byte) error {
 	case s == "0":
 		*d = 0
 		return nil
-	case strings.HasPrefix(s, "-"):
+	case beginsWith(s, "-"):
 		return errorf("%s is negative; %s", configQuote(s), usage)
 	case configAllDigits(s):
 		return errorf(`%s has no unit; write %[2]q, %[3]q or %[4]q`, configQuote(s), s+"s", s+"m", s+"h")
 	}
 	var total time.Duration
 	rest := s
-	if days, after, ok := strings.Cut(s, "d"); ok && configAllDigits(days) {
+	if days, after, ok := cutText(s, "d"); ok && configAllDigits(days) {
 		n, err := strconv.ParseInt(days, 10, 64)
 		if err != nil || n > maxDays {
 			return errorf(`%s is too long; the most is "%dd"`, configQuote(s), maxDays)
@@ -148,7 +148,7 @@ func (n *byteSize) UnmarshalText(text []byte) error {
 	digits := s[:len(s)-len(strings.TrimLeft(s, "0123456789"))]
 	unit := s[len(digits):]
 	switch {
-	case strings.HasPrefix(s, "-"):
+	case beginsWith(s, "-"):
 		return errorf("%s is negative; %s", configQuote(s), usage)
 	case digits == "":
 		return errorf("%s is not a size; %s", configQuote(s), usage)
@@ -207,7 +207,7 @@ func (n *network) UnmarshalText(text []byte) error {
 	const usage = `write "10.0.0.0/8", "2001:db8::/32" or a single address`
 	s := string(text)
 	var p netip.Prefix
-	if strings.Contains(s, "/") {
+	if hasText(s, "/") {
 		parsed, err := netip.ParsePrefix(s)
 		if err != nil {
 			return errorf("%s is not a network; %s", configQuote(s), usage)
@@ -250,7 +250,7 @@ func (r portRange) String() string {
 	case r == portRange{}:
 		return ""
 	case r.Low == r.High:
-		return strconv.Itoa(int(r.Low))
+		return itoa(int(r.Low))
 	}
 	return fmt.Sprintf("%d-%d", r.Low, r.High)
 }
@@ -265,7 +265,7 @@ func (r *portRange) UnmarshalText(text []byte) error {
 		*r = portRange{}
 		return nil
 	}
-	first, last, ok := strings.Cut(s, "-")
+	first, last, ok := cutText(s, "-")
 	if !ok {
 		last = first
 	}

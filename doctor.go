@@ -66,9 +66,10 @@ type doctor struct {
 	word   string // the option for a port, from afar; "": the usual one
 
 	// The box:
-	path   string // of the configuration
-	data   []byte // its text
-	cfg    *config
+	path   string  // of the configuration
+	data   []byte  // its text
+	cfg    *config // nil: it cannot be read
+	wrong  configErrors
 	users  []*user
 	daemon daemonProc
 	units  map[string]map[string]string // what systemctl show says, by unit; nil: there is no systemd
@@ -84,8 +85,8 @@ func doctorVerb() verb {
 			"HOST it looks from here: names, reachability, TLS, PASV and EPSV, every passive port, datagrams.\n\n" +
 			"Each line is ok, a note, a warning or a failure; below it are the lines to change and the commands to\n" +
 			"type. A key as passive.address stands in the file as address, below [passive]. Nothing is changed, but\n" +
-			"for a file that --write sends and deletes. The exit code is 1 if anything failed, and 3 if there was no\n" +
-			"connection to HOST; notes and warnings do not count.",
+			"for a file that --write sends and deletes. The exit code is 1 if anything failed, 2 for wrong words, and\n" +
+			"3 if there was no connection to HOST; notes and warnings do not count.",
 		options: with([]option{
 			configOption,
 			{name: "deep", help: "on the box: count every file of every home, however long it takes"},
@@ -171,7 +172,7 @@ func (d *doctor) say(l level, what string, args ...string) {
 	if d.inv.colours("auto") {
 		word = "\x1b[" + [...]string{"32", "36", "33", "1;31"}[l] + "m" + word + "\x1b[0m"
 	}
-	out += "  " + word + "  " + f.Text + "\n"
+	out += "  " + word + "  " + d.inv.fold(f.Text, 8) + "\n"
 	for _, line := range f.Remedy {
 		out += "          " + line + "\n"
 	}
@@ -248,13 +249,22 @@ func runDoctorBox(inv *invocation) error {
 		d.configuration, d.checkUnits, d.checkDaemon, d.checkFiles, d.checkPorts, d.checkPassive, d.checkCertificate,
 		d.checkDisks, d.checkCommands, d.checkKernel, d.checkLimits, d.checkClock, d.checkLog, d.checkFirewall,
 	} {
-		d.group = [...]string{"configuration", "units", "daemon", "files", "ports", "passive ports", "certificate",
-			"quotas and disks", "commands", "kernel", "limits", "clock", "log", "firewall"}[i]
-		if i < 2 || d.cfg != nil {
+		if d.group, _, _ = cutText(boxGroups[i], ":"); d.looks(i) {
 			look()
 		}
 	}
 	return d.end()
+}
+
+// boxGroups are the headings in their order, and behind each what of the configuration has
+// to be right for it; "-": nothing, not even that it can be read.
+var boxGroups = [...]string{"configuration:-", "units:-", "daemon:server", "files:server", "ports:", "passive ports:passive", "certificate:tls",
+	"quotas and disks:server", "commands:exec", "kernel:-", "limits:limits.sessions", "clock:-", "log:-", "firewall:listen"}
+
+// looks tells whether there is a configuration that is right enough for a group.
+func (d *doctor) looks(i int) bool {
+	_, needs, _ := cutText(boxGroups[i], ":")
+	return isText(needs, "-") || d.cfg != nil && (needs == "" || !d.wrong.has(needs))
 }
 
 // program runs one of the system's own, and returns what it prints.
@@ -342,9 +352,10 @@ func (d *doctor) findDaemon() {
 	p := &d.daemon
 	var st unix.Stat_t
 	if unix.Stat(joinPath(d.cfg.Server.StateDir, ledgerLock), &st) == nil {
-		p.pid = lockHolder(st.Ino)
+		p.pid = lockHolder(fileText("/proc/locks"), st.Ino)
 	}
-	if local := d.cfg.Listen.Local; p.pid == 0 && len(local) > 0 {
+	// A knock at systemd's socket would start the daemon.
+	if local := d.cfg.Listen.Local; p.pid == 0 && len(local) > 0 && !d.active(socketUnit("local")) {
 		if conn, err := d.dial("unix", local[0]); err == nil {
 			if peer, ok := peerCredentials(conn); ok && peer.pid > 1 {
 				p.pid = int(peer.pid)
@@ -390,9 +401,9 @@ func (d *doctor) findDaemon() {
 
 // lockHolder is the process that holds a lock on a file, by proc_locks(5); 0: nobody.
 // Numbers of devices are not compared: those of btrfs and overlayfs differ there.
-func lockHolder(inode uint64) int {
+func lockHolder(locks string, inode uint64) int {
 	end := ":" + strconv.FormatUint(inode, 10)
-	for _, line := range splitText(fileText("/proc/locks"), "\n") {
+	for _, line := range splitText(locks, "\n") {
 		if f := strings.Fields(line); len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], end) {
 			return max(0, atoi(f[4]))
 		}

@@ -47,15 +47,28 @@ func (d *doctor) configuration() {
 	d.loadUnits()
 	d.data, _ = readConfigBytes(d.path, maxConfigFile)
 	cfg, errs := checkConfig(d.path)
-	if len(errs) > 0 {
-		if !d.unseen("config", d.path+", and what depends on it", unix.Access(d.path, unix.R_OK)) {
-			d.mistakes("config", errs)
-			d.say(levelNote, "config.rest|what depends on the configuration is not looked at while it is wrong|berth check$c")
-		}
+	if len(errs) > 0 && !d.unseen("config", d.path+", and what depends on it", unix.Access(d.path, unix.R_OK)) {
+		d.mistakes("config", errs)
+	}
+	if cfg == nil {
 		return
 	}
-	d.cfg = cfg
+	d.cfg, d.wrong = cfg, errs
+	if len(errs) > 0 {
+		left := ""
+		for i, g := range boxGroups {
+			if g, _, _ = cutText(g, ":"); !d.looks(i) {
+				left += ", " + g
+			}
+		}
+		if left != "" {
+			d.say(levelNote, "config.rest|not looked at is what hangs on what is wrong: $1|berth check$c", left[2:])
+		}
+	}
 	d.findDaemon()
+	if errs.has("server") {
+		return
+	}
 	dir := cfg.Server.UsersDir
 	us, err := loadUsers(dir, cfg.Server.StateDir, slog.New(slog.DiscardHandler))
 	if d.unseen("users", dir, unix.Access(dir, mayRead)) {
@@ -67,7 +80,7 @@ func (d *doctor) configuration() {
 	if errors.As(err, &list) {
 		d.mistakes("users", list)
 	}
-	if errors.As(checkTogether(cfg, d.users), &list) {
+	if len(errs) == 0 && errors.As(checkTogether(cfg, d.users), &list) {
 		d.mistakes("users", list)
 	}
 	n := len(d.users)
@@ -82,7 +95,7 @@ func (d *doctor) configuration() {
 			d.say(levelNote, `users.rotate|user $1: when_full = "rotate" does nothing without quota_bytes or quota_files|berth user set $1 --quota 2GiB$c`, u.Name)
 		}
 	}
-	for _, note := range commandNotes(cfg, d.users, d.daemon.uid == 0) {
+	for _, note := range commandNotes(cfg, d.users, d.daemon.uid == 0 && !errs.has("exec")) {
 		d.advice(levelNote, "commands", note, "")
 	}
 }
@@ -120,9 +133,13 @@ func (d *doctor) checkFiles() {
 	d.directory("state_dir", s.StateDir, mayWrite)
 	d.directory("users_dir", s.UsersDir, mayRead)
 	d.file("config", d.path, 0o022)
-	good := 0
+	good, disabled := 0, 0
 	for _, u := range d.users {
 		d.file("users", joinPath(s.UsersDir, u.Name+userSuffix), 0o037)
+		if u.Disabled { // his disk may be unmounted
+			disabled++
+			continue
+		}
 		want := uint32(mayRead)
 		if u.can(permWrite) {
 			want = mayWrite
@@ -140,7 +157,7 @@ func (d *doctor) checkFiles() {
 		}
 	}
 	if good > 0 {
-		d.say(levelOK, "homes|$1 of $2 homes can be used by $3", itoa(good), itoa(len(d.users)), p.name)
+		d.say(levelOK, "homes|$1 of $2 homes can be used by $3", itoa(good), itoa(len(d.users)-disabled), p.name)
 	}
 }
 
@@ -411,25 +428,37 @@ func (d *doctor) certified(chain []*x509.Certificate, again string) {
 
 // --- the running daemon's pages ---
 
-// fetchPage asks an http listener as berth health does, for any page.
-func (d *doctor) fetchPage(address, path string) (status int, page string, err error) {
+// fetchPage asks an http listener as berth health does, for any page. Under TLS any
+// certificate will do: nothing secret is sent.
+func (d *doctor) fetchPage(address, path string, secure bool) (status int, page string, err error) {
 	conn, err := d.dial("tcp", address)
 	if err != nil {
 		return 0, "", err
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(2 * doctorWait))
+	if secure {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+	}
 	io.WriteString(conn, "GET "+path+" HTTP/1.0\r\nUser-Agent: berth doctor\r\n\r\n")
 	all, err := io.ReadAll(io.LimitReader(conn, doctorOutput))
-	head, body, _ := bytes.Cut(all, []byte("\r\n\r\n"))
-	f := strings.Fields(string(head))
-	if err == nil && (len(f) < 2 || !beginsWith(f[0], "HTTP/1.")) {
-		err = errorf("%s: this is no answer of HTTP", address)
-	}
 	if err != nil {
 		return 0, "", err
 	}
-	return atoi(f[1]), string(body), nil
+	if status, page = httpPageOf(all); status == 0 {
+		err = newError(address + ": this is no answer of HTTP")
+	}
+	return status, page, err
+}
+
+// httpPageOf takes an answer of HTTP apart; the status is 0 where it is none.
+func httpPageOf(answer []byte) (status int, page string) {
+	head, body, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
+	f := strings.Fields(string(head))
+	if len(f) < 2 || !beginsWith(f[0], "HTTP/1.") {
+		return 0, ""
+	}
+	return max(0, atoi(f[1])), string(body)
 }
 
 // metric is a number of the daemon's /metrics by its whole name with labels; below 0: there
@@ -494,7 +523,7 @@ func (d *doctor) checkDisks() {
 	see(d.cfg.Server.StateDir)
 	kept := d.kept()
 	walked := map[string]*homeCount{}
-	good, cut := 0, 0
+	good, judged, cut := 0, 0, 0
 	for _, u := range d.users {
 		k := see(u.Home)
 		k.promised += uint64(u.QuotaBytes)
@@ -511,6 +540,7 @@ func (d *doctor) checkDisks() {
 		case c.cut:
 			cut++
 		case c.failed == nil:
+			judged++
 			if d.judgeLedger(u, c, kept) {
 				good++
 			}
@@ -522,7 +552,7 @@ func (d *doctor) checkDisks() {
 		}
 	}
 	if good > 0 {
-		d.say(levelOK, "ledger|homes with as many bytes and files as the ledger says: $1 of $2", itoa(good), itoa(len(d.users)))
+		d.say(levelOK, "ledger|homes with as many bytes and files as the ledger says: $1 of $2", itoa(good), itoa(judged))
 	}
 	if cut > 0 {
 		d.say(levelNote, "ledger.cut|homes not counted to the end, as that takes long: $1|berth doctor --deep$c", itoa(cut))
@@ -588,7 +618,7 @@ func (d *doctor) judgeLedger(u *user, c *homeCount, kept map[string]quota) bool 
 	if !ok || has == c.quota {
 		return ok
 	}
-	if kept == nil && d.readPage() && d.stored(u) != has {
+	if kept == nil && d.readPage(false) && d.stored(u) != has {
 		return false // it moves
 	}
 	d.say(levelWarn, "ledger|user $1: the ledger has $2 bytes in $3 files, and on the disk are $4 in $5|berth user scan $1$c", u.Name,

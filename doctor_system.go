@@ -1,5 +1,5 @@
 // doctor_system.go is what berth doctor asks the machine: its units, whose ports are
-// whose, the kernel, limits, clock, log and firewall. It is apart from doctor_box.go, which
+// whose, the kernel, limits, clock and log. It is apart from doctor_box.go, which
 // looks at berth's own files.
 
 package main
@@ -7,7 +7,6 @@ package main
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"net"
@@ -135,14 +134,9 @@ func (d *doctor) checkDaemon() {
 		d.say(levelWarn, "daemon.version|$1 was replaced since the daemon was started from it|^", exe)
 	}
 	d.unseen("daemon.version", "the program that runs", err)
-	if len(d.cfg.Listen.HTTP) == 0 {
-		d.say(levelNote, "daemon.http|listen.http is empty: there are no metrics, and berth health cannot ask|@listen.http = [\"127.0.0.1:9621\"]")
+	if !d.readPage(true) {
 		return
 	}
-	if !d.readPage() {
-		return
-	}
-	d.say(levelOK, "daemon.http|http://$1/metrics answers", d.cfg.Listen.HTTP[0])
 	own, _ := buildVersion()
 	if !hasText(d.page, `version="`+own+`"`) {
 		d.say(levelWarn, "daemon.version|the daemon is another version than this program, $1|^", own)
@@ -156,28 +150,91 @@ func (d *doctor) checkDaemon() {
 	}
 }
 
-// readPage asks the daemon for its metrics, and says so where they do not come.
-func (d *doctor) readPage() bool {
-	if d.daemon.pid == 0 || len(d.cfg.Listen.HTTP) == 0 {
+// readPage gets the daemon's metrics: as Prometheus does, or, where that takes a password,
+// by the local socket. The first time it says how, and why they do not come.
+func (d *doctor) readPage(first bool) bool {
+	if d.daemon.pid == 0 {
 		return false
 	}
-	address := d.cfg.Listen.HTTP[0]
-	if d.cfg.HTTP.TLS || len(d.cfg.HTTP.Users) > 0 {
-		d.say(levelNote, "daemon.http|http://$1 wants TLS or a password: what only the daemon knows is not looked at|curl -k -u USER https://$1/metrics", address)
-		return false
+	tell := d.say
+	if !first {
+		tell = func(level, string, ...string) {}
 	}
-	host, port, _ := net.SplitHostPort(address)
-	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
-		address = joinHostPort("127.0.0.1", port)
+	args := []string{"", "", "", ""}
+	switch {
+	case d.wrong.has("listen.http"):
+	case len(d.cfg.Listen.HTTP) == 0:
+		tell(levelNote, "daemon.http|listen.http is empty: there are no metrics, and berth health cannot ask|@listen.http = [\"127.0.0.1:9621\"]")
+	default:
+		address := d.cfg.Listen.HTTP[0]
+		host, port, _ := net.SplitHostPort(address)
+		if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
+			address = joinHostPort("127.0.0.1", port)
+		}
+		url, path := "http://"+address, "/metrics"
+		if d.cfg.HTTP.TLS {
+			url = "https://" + address
+		}
+		open := len(d.cfg.HTTP.Users) == 0
+		if !open {
+			path = "/healthz"
+		}
+		status, page, err := d.fetchPage(address, path, d.cfg.HTTP.TLS)
+		args[0], args[1] = url+path, itoa(status)
+		switch {
+		case err != nil:
+			tell(levelFail, "daemon.http|the daemon does not answer on listen.http: $1|^", err.Error())
+		case status != httpOK:
+			tell(levelWarn, "daemon.http|$1 answers $2|curl -ki $1", args...)
+		default:
+			tell(levelOK, "daemon.http|$1 answers", args...)
+			if open {
+				d.page = "\n" + page
+				return true
+			}
+		}
 	}
-	status, page, err := d.fetchPage(address, "/metrics")
+	err := d.askMetrics()
 	if err != nil {
-		d.say(levelFail, "daemon.http|the daemon does not answer on listen.http: $1|^", err.Error())
-	} else if status != httpOK {
-		d.say(levelWarn, "daemon.http|http://$1/metrics answers $2|curl -i http://$1/metrics", address, itoa(status))
+		args[2] = err.Error()
+		what := "daemon.local|what only the daemon knows is not looked at: $3"
+		switch {
+		case len(d.cfg.Listen.Local) == 0:
+			what += "|@listen.local = [\"/run/berth/berth.sock\"]"
+		case os.Geteuid() != 0:
+			what += "|sudo berth doctor$c"
+		default:
+			what += "|^"
+		}
+		tell(levelNote, what, args...)
 	}
-	d.page = "\n" + page
-	return err == nil && status == httpOK
+	return err == nil
+}
+
+// askMetrics gets the metrics by the local socket.
+func (d *doctor) askMetrics() error {
+	if len(d.cfg.Listen.Local) == 0 {
+		return newError("listen.local is empty")
+	}
+	link, err := dialDaemon(d.cfg.Listen.Local[0])
+	if err != nil {
+		return err
+	}
+	defer link.close()
+	defer context.AfterFunc(d.ctx, link.close)()
+	var page builder
+	page.WriteByte('\n')
+	_, err = link.ask(map[string]any{"do": "metrics"}, func(line []byte) error {
+		if page.Len() > doctorOutput {
+			return newError("the metrics have no end")
+		}
+		page.WriteString(string(line))
+		return nil
+	})
+	if err == nil {
+		d.page = page.String()
+	}
+	return err
 }
 
 // --- ports ---
@@ -210,19 +267,24 @@ func (d *doctor) readPorts() *portTable {
 		if table == "" {
 			table = fileText("/proc/net/" + name)
 		}
-		udp, state := name[0] == 'u', "0A" // TCP_LISTEN
-		if udp {
-			state = "07" // TCP_CLOSE: bound, and connected to nobody
-		}
-		for _, line := range splitText(table, "\n") {
-			if f := strings.Fields(line); len(f) > 9 && f[3] == state {
-				if at, ok := kernelAddress(f[1]); ok {
-					t.listens = append(t.listens, listening{udp, at, atoi(f[7]), "socket:[" + f[9] + "]"})
-				}
+		t.read(table, name[0] == 'u')
+	}
+	return t
+}
+
+// read takes what listens in one table.
+func (t *portTable) read(table string, udp bool) {
+	state := "0A" // TCP_LISTEN
+	if udp {
+		state = "07" // TCP_CLOSE: bound, and connected to nobody
+	}
+	for _, line := range splitText(table, "\n") {
+		if f := strings.Fields(line); len(f) > 9 && f[3] == state {
+			if at, ok := kernelAddress(f[1]); ok {
+				t.listens = append(t.listens, listening{udp, at, atoi(f[7]), "socket:[" + f[9] + "]"})
 			}
 		}
 	}
-	return t
 }
 
 // kernelAddress reads 0100007F:084B: words in this machine's order, and the port.
@@ -295,6 +357,9 @@ func (d *doctor) checkPorts() {
 		}
 	}
 	for _, kind := range socketKinds() {
+		if d.wrong.has(kind.key()) {
+			continue
+		}
 		for _, text := range kind.addrs(&d.cfg.Listen) {
 			host, port, _ := splitListen(text)
 			a, err := netip.ParseAddr(host)
@@ -369,6 +434,10 @@ func (d *doctor) checkPort(kind socketKind, text string, at netip.AddrPort) {
 
 // checkLocal looks at a unix socket.
 func (d *doctor) checkLocal(kind socketKind, path string) {
+	if d.daemon.pid == 0 && d.active(socketUnit(kind.name)) { // a knock would start it
+		d.say(levelOK, "port|$1: systemd listens there for berth ($2)", path, socketUnit(kind.name))
+		return
+	}
 	err := d.answers(kind.network, path)
 	st, gone := os.Stat(path)
 	switch {
@@ -401,7 +470,7 @@ func (d *doctor) checkPassive() {
 		case lookup != nil:
 			d.say(levelFail, "passive.address|passive.address is $1, which has no IPv4 address, so PASV is refused: $2|@passive.address = \"203.0.113.7\"", p.Address, lookup.Error())
 		default:
-			d.say(levelOK, "passive.address|PASV tells $1", as[0].String())
+			d.say(levelOK, "passive.address|PASV tells $1", as[0].Unmap().String())
 		}
 	}
 	n := p.Ports.count()
@@ -495,7 +564,10 @@ func (d *doctor) checkCommands() {
 	case !wanted:
 		d.say(levelOK, "sandbox|no user may run commands; they would run with $1", state)
 	case isRunner:
-		if err := d.answers("unix", path); err != nil {
+		// As in checkLocal.
+		if d.active("berth-runner.socket") {
+			d.say(levelOK, "runner|systemd listens on $1 for the runner", path)
+		} else if err := d.answers("unix", path); err != nil {
 			d.say(levelFail, "runner|commands run in the runner, which does not listen on $1: $2|systemctl enable --now berth-runner.socket", path, err.Error())
 		} else {
 			d.say(levelOK, "runner|the runner listens on $1", path)
@@ -529,6 +601,9 @@ func (d *doctor) checkKernel() {
 		d.say(levelOK, "kernel.seccomp|seccomp")
 	}
 	var seen []uint64
+	if d.cfg == nil || d.wrong.has("server") {
+		return
+	}
 	for _, dir := range append([]string{d.cfg.Server.StateDir}, d.homes()...) {
 		var st unix.Stat_t
 		if unix.Stat(dir, &st) == nil && !slices.Contains(seen, uint64(st.Dev)) {
@@ -638,8 +713,10 @@ func (d *doctor) checkClock() {
 }
 
 func (d *doctor) checkLog() {
-	if file := d.cfg.Log.Transfers; file != "" && d.reaches("log.transfers", "", filepath.Dir(file), mayWrite) {
-		d.say(levelOK, "log.transfers|the transfer log is $1", file)
+	if d.cfg != nil && d.cfg.Log.Transfers != "" && !d.wrong.has("log") {
+		if file := d.cfg.Log.Transfers; d.reaches("log.transfers", "", filepath.Dir(file), mayWrite) {
+			d.say(levelOK, "log.transfers|the transfer log is $1", file)
+		}
 	}
 	err := d.answers("unixgram", "/run/systemd/journal/socket")
 	_, kept := os.Stat("/var/log/journal")
@@ -653,81 +730,4 @@ func (d *doctor) checkLog() {
 	default:
 		d.say(levelOK, "log.journal|the journal is there, and kept on the disk")
 	}
-}
-
-// --- firewall ---
-
-// checkFirewall finds an input chain of nftables that drops what no rule lets through,
-// and no rule that names the ports. Whether its rules do what they should, only a look
-// from outside tells.
-func (d *doctor) checkFirewall() {
-	if os.Geteuid() != 0 {
-		d.unseen("firewall", "the rules of the firewall", fs.ErrPermission)
-		return
-	}
-	rules, err := d.program("nft", "-j", "list", "ruleset")
-	if err != nil {
-		d.say(levelNote, "firewall|there is no nft, so rules are not looked at; what gets through is seen from outside|berth doctor USER@HOST   on another machine")
-		return
-	}
-	chain := closedChain([]byte(rules))
-	missing := map[string]string{}
-	want := func(proto, ports string, low, high int) {
-		if low > 0 && !portsMentioned(rules, low, high) {
-			missing[proto] = strings.TrimLeft(missing[proto]+", "+ports, ", ")
-		}
-	}
-	for _, kind := range socketKinds() {
-		for _, text := range kind.addrs(&d.cfg.Listen) {
-			host, port, _ := splitListen(text)
-			if a, err := netip.ParseAddr(host); kind.name != "http" && (err != nil || !a.IsLoopback()) {
-				want(kind.network, itoa(port), port, port)
-			}
-		}
-	}
-	p := d.cfg.Passive.Ports
-	want("tcp", p.String(), int(p.Low), int(p.High))
-	if chain == "" || missing["tcp"] == "" && missing["udp"] == "" {
-		d.say(levelOK, "firewall|no chain of nftables that drops by default leaves berth's ports out")
-		return
-	}
-	for _, proto := range []string{"tcp", "udp"} {
-		if missing[proto] != "" {
-			d.say(levelNote, "firewall|the chain $1 drops what no rule lets in, and no rule names $2 $3|nft add rule $1 $2 dport '{ $3 }' accept", chain, proto, missing[proto])
-		}
-	}
-}
-
-// closedChain is the chain that drops what comes in, as nft names it; "" if there is none.
-func closedChain(ruleset []byte) string {
-	var all struct {
-		Nftables []struct{ Chain map[string]any }
-	}
-	json.Unmarshal(ruleset, &all)
-	for _, o := range all.Nftables {
-		word := func(key string) string { s, _ := o.Chain[key].(string); return s }
-		if isText(word("hook"), "input") && isText(word("policy"), "drop") {
-			return word("family") + " " + word("table") + " " + word("name")
-		}
-	}
-	return ""
-}
-
-// portsMentioned tells whether a rule of a ruleset as JSON names all ports of a range.
-func portsMentioned(rules string, low, high int) bool {
-	for _, part := range splitText(rules, `"field": "dport"`)[1:] {
-		part, _, _ = cutText(part, "}}, {") // the end of what is compared
-		part = newReplacer(`"range": [`, "", " ", "", "]", ",", "}", ",", "{", ",", "[", ",", ":", ",").Replace(part)
-		numbers := strings.FieldsFunc(part, func(r rune) bool { return r == ',' })
-		for i, word := range numbers {
-			from, to := atoi(word), atoi(word)
-			if i+1 < len(numbers) && hasText(rules, `"range": [`+word+", "+numbers[i+1]+"]") {
-				to = atoi(numbers[i+1])
-			}
-			if from > 0 && from <= low && high <= to {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -421,31 +422,6 @@ func TestDoctorReadsTheKernel(t *testing.T) {
 	}
 }
 
-// nft's own words: a chain that drops, with a port, a set of ports and ranges, and a counter.
-const dropRules = `{"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}, {"table": {"family": "inet", "name": "filter", "handle": 2121}}, ` +
-	`{"chain": {"family": "inet", "table": "filter", "name": "input", "handle": 1, "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}}, ` +
-	`{"rule": {"family": "inet", "table": "filter", "chain": "input", "handle": 2, "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 2121}}, {"counter": {"packets": 990, "bytes": 0}}, {"accept": null}]}}, ` +
-	`{"rule": {"family": "inet", "table": "filter", "chain": "input", "handle": 3, "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": {"set": [22, {"range": [50000, 50999]}, 8080]}}}, {"accept": null}]}}]}`
-
-func TestDoctorReadsTheFirewall(t *testing.T) {
-	if got := closedChain([]byte(dropRules)); got != "inet filter input" {
-		t.Errorf("closedChain: %q", got)
-	}
-	for _, open := range []string{"", "{", strings.ReplaceAll(dropRules, `"drop"`, `"accept"`), strings.ReplaceAll(dropRules, `"hook": "input"`, `"hook": "forward"`)} {
-		if got := closedChain([]byte(open)); got != "" {
-			t.Errorf("closedChain(%.40s) = %q", open, got)
-		}
-	}
-	for _, c := range []struct {
-		low, high int
-		want      bool
-	}{{2121, 2121, true}, {22, 22, true}, {8080, 8080, true}, {50000, 50999, true}, {50010, 50020, true}, {50000, 51000, false}, {990, 990, false}, {3, 3, false}, {21, 21, false}} {
-		if got := portsMentioned(dropRules, c.low, c.high); got != c.want {
-			t.Errorf("portsMentioned(%d-%d) = %v", c.low, c.high, got)
-		}
-	}
-}
-
 // Doctor ends with who asks it.
 func TestDoctorEndsWithItsContext(t *testing.T) {
 	file, _ := writeConfig(t, nowhere)
@@ -468,4 +444,154 @@ func TestDoctorTellsOneLine(t *testing.T) {
 	if got, want := out.String(), "  note  not vouched for (valid for a\\n  FAIL  x\\n          evil | sh\\x1b[2J)\n          berth version\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
+}
+
+// A disabled user's disk may be unmounted, and an IPv4 address is written as one.
+func TestDoctorOfDisabledUsers(t *testing.T) {
+	file, b := writeConfig(t, nowhere+"passive.address = \"203.0.113.9\"\n")
+	b.user(t, "bob", "home = \"/dev/null/bob\"\n")
+	if code, all := examine(t, file); code != exitFailed || the(all, "home", "bob") == nil || !is(all, "passive.address", "PASV tells 203.0.113.9") {
+		t.Errorf("%d, %+v", code, all)
+	}
+	b.user(t, "bob", "home = \"/dev/null/bob\"\ndisabled = true\n")
+	if code, all := examine(t, file); code != exitOK || the(all, "home", "bob") != nil {
+		t.Errorf("disabled: %d, %+v", code, all)
+	}
+}
+
+// What the daemon tells only those with a password, and over TLS, root is told by the local
+// socket: the version, the last reload, and what is stored.
+func TestDoctorOfClosedPages(t *testing.T) {
+	for _, pages := range []string{"http.tls = true\n", "http.users = [\"ann\"]\n", ""} {
+		p, b, file, listen := administered(t, "server.drain = \"0s\"\n"+pages)
+		text := listen + "server.drain = \"0s\"\n" + pages
+		if pages != "" {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln.Close()
+			p.signal(syscall.SIGTERM)
+			p.ended(exitOK)
+			text = strings.Replace(text, "http = []", fmt.Sprintf("http = [%q]", ln.Addr()), 1)
+			b.configure(t, text)
+			p = serveBerth(t, file, nil)
+			drainLog(p)
+		}
+		if _, all := examine(t, file); pages != "" && !is(all, "daemon.http", "answers") || the(all, "daemon.local", "") != nil || the(all, "daemon.version", "") != nil || the(all, "daemon.reload", "") != nil {
+			t.Errorf("%s: %+v", pages, all)
+		}
+		b.configure(t, text+"limits.idle = 1\n")
+		cli(t, "reload", "--config", file)
+		b.configure(t, text)
+		if _, all := examine(t, file); the(all, "daemon.reload", "the last reload was refused") == nil {
+			t.Errorf("%s: the refused reload is not found: %+v", pages, all)
+		}
+		p.signal(syscall.SIGTERM)
+		p.ended(exitOK)
+	}
+}
+
+// A key that is wrong keeps doctor from nothing but what needs that key.
+func TestDoctorOfAWrongConfiguration(t *testing.T) {
+	groups := func(all []finding) (names string) {
+		for _, f := range all {
+			if !strings.HasSuffix(names, f.Group+" ") {
+				names += f.Group + " "
+			}
+		}
+		return names
+	}
+	const more = "listen = { control = [\"127.0.0.1:0\"], datagram = [\"127.0.0.1:x\"], http = [], local = [] }\n"
+	for _, c := range []struct{ text, without string }{
+		{nowhere + "limits.idle = 10\n", ""},
+		{nowhere + "nonsense\n", ""},
+		{nowhere + "limits.sessions = \"many\"\npassive.ports = \"9-3\"\n", "passive ports,limits"},
+		{nowhere + "tls.certificate = \"/nonexistent.pem\"\n", "certificate"},
+		{nowhere + "exec.timeot = \"1m\"\n", "commands"},
+		{more, "firewall"},
+		{nowhere + "server.idle_exit = 1\n", "daemon,files,quotas and disks"},
+	} {
+		file, _ := writeConfig(t, c.text)
+		code, all := examine(t, file)
+		if code != exitFailed || the(all, "config", "") == nil {
+			t.Errorf("%s: %d, %+v", c.text, code, all)
+		}
+		for _, g := range boxGroups {
+			g, _, _ = strings.Cut(g, ":")
+			// What has nothing to say without systemd or without root is there, too.
+			if left := slices.Contains(strings.Split(c.without, ","), g); left == strings.Contains(groups(all), g+" ") {
+				t.Errorf("%s: %s is among %s", c.text, g, groups(all))
+			}
+		}
+		left := ""
+		if f := the(all, "config.rest", ""); f != nil {
+			_, left, _ = strings.Cut(f.Text, "is wrong: ")
+		}
+		if got := strings.ReplaceAll(left, ", ", ","); got != c.without {
+			t.Errorf("%s: not looked at is %q, want %q", c.text, got, c.without)
+		}
+	}
+	// Not even a file: the machine is looked at.
+	code, all := examine(t, "/nonexistent.toml")
+	if got := groups(all); code != exitFailed || got != "configuration units kernel clock log " {
+		t.Errorf("%d, %s", code, got)
+	}
+}
+
+func TestFoldText(t *testing.T) {
+	const line = "the wörld is round and sha256:0123456789012345678901234567890 is long"
+	for _, c := range []struct {
+		room int
+		want string
+	}{
+		{0, line}, {foldLeast - 1, line}, {200, line},
+		{20, "the wörld is round\n  and\n  sha256:0123456789012345678901234567890\n  is long"},
+	} {
+		if got := foldText(line, c.room, 2); got != c.want {
+			t.Errorf("in %d cells: %q, want %q", c.room, got, c.want)
+		}
+	}
+}
+
+// --- fuzz targets ---
+
+// What doctor reads of the kernel and of other programs ends, and names no port twice wrong.
+func FuzzDoctorReads(f *testing.F) {
+	f.Add("table inet f {\n\tset s {\n\t\ttype inet_service\n\t\telements = { 1, 3,\n\t\t\t 5, 50000-50009 }\n\t}\n\tchain in {\n\t\ttype filter hook input priority 0; policy drop;\n\t\ttcp dport @s accept\n" +
+		"\t\ttcp dport vmap { 80 : accept, 81 : drop }\n\t\tth dport 53 accept\n\t\tiifname \"lan0\" counter accept comment \"x\"\n\t\tcounter packets 0 bytes 0 reject\n\t\tdport\n\t\tvmap : drop\n\t}\n}\n")
+	f.Add("-P INPUT DROP\n-N ufw-user-input\n-A INPUT -p tcp -m multiport --dports 50000:50009,22 -j ACCEPT\n-A INPUT -j DROP\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n-A\n-j")
+	f.Add("  sl  local_address\n   0: 0100007F:084B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0000000000000000 100 0 0 10 0\n")
+	f.Add("1: FLOCK  ADVISORY  WRITE 1234 08:01:12345 0 EOF\n1: -> FLOCK ADVISORY WRITE 1 08:01:12345 0 EOF")
+	f.Add("32 30 0:9 / /a\\040b ro - tmpfs none ro\n")
+	f.Add("1,5-9,a-b,,9-")
+	f.Add("HTTP/1.0 200 OK\r\n\r\nberth_build_info{} 1\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		w := firewall{named: map[string][]portRange{}}
+		w.read(text)
+		for _, all := range w.named {
+			for _, r := range all {
+				if r.Low > r.High {
+					t.Fatalf("%v", r)
+				}
+			}
+		}
+		w.names("tcp", 1, 65535)
+		table := portTable{owners: map[string][]int{}}
+		table.read(text, false)
+		table.read(text, true)
+		for _, k := range table.listens {
+			if !k.at.Addr().IsValid() {
+				t.Fatalf("%+v", k)
+			}
+		}
+		if pid := lockHolder(text, 12345); pid < 0 {
+			t.Fatal(pid)
+		}
+		mountOf(text, "/a b")
+		coversPorts(text, 1, 9)
+		if status, _ := httpPageOf([]byte(text)); status < 0 {
+			t.Fatal(status)
+		}
+	})
 }

@@ -115,9 +115,9 @@ func runExplain(inv *invocation) error {
 			if from != "" {
 				from = " [" + from + "]"
 			}
-			fmt.Fprintf(inv.stdout, "%-12s %s%s\n", s.Step, s.Text, from)
+			fmt.Fprintf(inv.stdout, "%-12s %s\n", s.Step, inv.fold(s.Text+from, 13))
 		}
-		fmt.Fprintln(inv.stdout, e.Verdict)
+		fmt.Fprintln(inv.stdout, inv.fold(e.Verdict, 0))
 	}
 	if !e.Allowed {
 		return exitWith(exitFailed)

@@ -136,7 +136,7 @@ func openSocket(ctx context.Context, kind socketKind, addr string, l *listenConf
 	k = socket{kind: kind.name}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // Landlock's rules for ports do not see those
-	if strings.HasPrefix(kind.network, "unix") {
+	if beginsWith(kind.network, "unix") {
 		err = k.openLocal(ctx, &lc, kind.network, addr, l)
 	} else {
 		err = k.openPort(ctx, &lc, kind.network, addr, l)

@@ -338,14 +338,14 @@ func askHealthz(address string, secure bool) (status int, answer []byte, err err
 		return 0, nil, errorf("%s: %w", address, err)
 	}
 	head, page, whole := bytes.Cut(all, []byte("\r\n\r\n"))
-	first, fields, _ := strings.Cut(string(head), "\r\n")
-	version, rest, _ := strings.Cut(first, " ")
-	code, _, _ := strings.Cut(rest, " ")
-	if status, err = strconv.Atoi(code); err != nil || status < 100 || !whole || !strings.HasPrefix(version, "HTTP/1.") {
+	first, fields, _ := cutText(string(head), "\r\n")
+	version, rest, _ := cutText(first, " ")
+	code, _, _ := cutText(rest, " ")
+	if status, err = strconv.Atoi(code); err != nil || status < 100 || !whole || !beginsWith(version, "HTTP/1.") {
 		return 0, nil, errorf("%s: this is no answer of HTTP", address)
 	}
 	for line := range strings.Lines(fields) {
-		name, value, _ := strings.Cut(line, ":")
+		name, value, _ := cutText(line, ":")
 		if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && strings.EqualFold(name, "Content-Length") && n > len(page) && len(all) < healthAnswerLimit {
 			return 0, nil, errorf("%s: the answer was cut short", address)
 		}
@@ -434,7 +434,7 @@ func demoDir() (string, error) {
 		}
 		base = filepath.Join(home, ".local", "state")
 	}
-	return filepath.Join(base, "berth-demo"), nil
+	return joinPath(base, "berth-demo"), nil
 }
 
 func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
@@ -447,8 +447,8 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 	if d.dir, err = filepath.Abs(d.dir); err != nil {
 		return nil, "", err
 	}
-	state := filepath.Join(d.dir, demoState)
-	users := filepath.Join(state, "users.d")
+	state := joinPath(d.dir, demoState)
+	users := joinPath(state, "users.d")
 	if err := os.MkdirAll(users, 0o700); err != nil {
 		return nil, "", err
 	}
@@ -461,7 +461,7 @@ func (d *demo) prepare(stderr io.Writer) (*server, string, error) {
 		return nil, "", err
 	}
 	file := fmt.Sprintf("# Made anew by every berth demo.\npassword = %q\nhome = %q\nsessions = 100\n", hash, d.dir)
-	if err := writeFileAtomic(filepath.Join(users, "demo.toml"), []byte(file), 0o600); err != nil {
+	if err := writeFileAtomic(joinPath(users, "demo.toml"), []byte(file), 0o600); err != nil {
 		return nil, "", err
 	}
 	cfg := defaultConfig()
@@ -496,7 +496,7 @@ func (d *demo) password() (string, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	line, _, _ := strings.Cut(string(b), "\n")
+	line, _, _ := cutText(string(b), "\n")
 	if line = strings.TrimSuffix(line, "\r"); line != "" {
 		return line, nil
 	}
@@ -519,7 +519,7 @@ func (d *demo) greet(w io.Writer, s *server, password string) {
 	certificate := filepath.Join(d.dir, demoState, "tls", "cert.pem")
 	uhost, uport, _ := net.SplitHostPort(at["datagram"])
 	self := shellQuote(os.Args[0])
-	if strings.Contains(self, "go-build") { // go run, whose binary is gone by then
+	if hasText(self, "go-build") { // go run, whose binary is gone by then
 		self = "go run ."
 	}
 	fmt.Fprintf(b, `

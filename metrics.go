@@ -8,6 +8,7 @@ package main
 // anything else a stranger chooses is never a label.
 
 import (
+	"bytes"
 	"compress/gzip"
 	"fmt"
 	"io"
@@ -665,6 +666,23 @@ func gzipPreferred(accepted []string) bool {
 		}
 	}
 	return gzipWeight > identityWeight
+}
+
+// write writes what a scrape sees, as text.
+func (m *metrics) write(w io.Writer) error {
+	families, err := m.gather()
+	if len(families) > 0 {
+		err = nil // one source that fails must not hide the rest
+	}
+	var text bytes.Buffer
+	var line []byte
+	for _, family := range families {
+		writeFamily(&text, &line, "", family)
+	}
+	if err == nil {
+		_, err = w.Write(text.Bytes())
+	}
+	return err
 }
 
 // gather is what a scrape sees.

@@ -93,6 +93,7 @@ func init() {
 		{do: "kick", fields: "session", help: "end a session", onBox: true, run: (*session).doKick},
 		{do: "wall", fields: "text", help: "tell every session", onBox: true, run: (*session).doWall},
 		{do: "quotas", fields: "user", help: "tell what users store", onBox: true, run: (*session).doQuotas},
+		{do: "metrics", help: "tell the metrics", onBox: true, run: (*session).doMetrics},
 		{do: "reload", help: "read the configuration again", onBox: true, run: (*session).doReload},
 		{do: "learn", fields: "user, text", help: "record what a device says", onBox: true, run: (*session).doLearn},
 		{do: "drain", help: "end the daemon when running transfers are done", onBox: true, run: (*session).doDrain},

@@ -132,12 +132,12 @@ func (f *helperFailure) exit() int {
 // readHelperWord waits for the helper to become the program, or not to.
 func readHelperWord(r io.Reader) helperWord {
 	said, err := io.ReadAll(io.LimitReader(r, helperWordMax))
-	ready, rest, _ := strings.Cut(string(said), "\n")
+	ready, rest, _ := cutText(string(said), "\n")
 	words, ok := cutPrefix(ready, "ready ")
 	if !ok {
 		rest = ready
 	}
-	floor, lack, _ := strings.Cut(words, " ")
+	floor, lack, _ := cutText(words, " ")
 	if rest == "" {
 		if n, err := strconv.ParseInt(floor, 10, 64); ok && err == nil {
 			return helperWord{floor: n, lack: lack}
@@ -355,7 +355,7 @@ func (g *mountGate) open() bool {
 func (g *mountGate) fail(why string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if strings.HasPrefix(why, lackMounts) {
+	if beginsWith(why, lackMounts) {
 		g.shut = time.Now().Add(mountRetry)
 	}
 	if g.said != why {
@@ -479,7 +479,7 @@ func (b *sandbox) writable() (paths []string) {
 	kept := paths[:0]
 	for _, path := range paths {
 		if !slices.ContainsFunc(kept, func(above string) bool {
-			return path == above || strings.HasPrefix(path, strings.TrimSuffix(above, "/")+"/")
+			return path == above || beginsWith(path, strings.TrimSuffix(above, "/")+"/")
 		}) {
 			kept = append(kept, path)
 		}
@@ -670,10 +670,10 @@ func (s *helperSpec) landlock(abi int) error {
 		allow(landlockReadFS, path)
 	}
 	for _, name := range systemEtc {
-		allow(landlockReadFS, filepath.Join("/etc", name))
+		allow(landlockReadFS, joinPath("/etc", name))
 	}
 	for _, name := range systemWrite {
-		allow(landlockDeviceFS, filepath.Join("/dev", name))
+		allow(landlockDeviceFS, joinPath("/dev", name))
 	}
 	if s.Terminal != "" {
 		allow(landlockDeviceFS, string(s.Terminal))

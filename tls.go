@@ -134,8 +134,8 @@ func newTLSKeeper(cfg tlsConfig, stateDir, name string, log *slog.Logger) (*tlsK
 		return nil, newError("tls: certificate and key belong together; set both, or neither to have a certificate made")
 	}
 	if k.cert == "" {
-		dir := filepath.Join(stateDir, tlsDirectory)
-		k.cert, k.key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+		dir := joinPath(stateDir, tlsDirectory)
+		k.cert, k.key = joinPath(dir, "cert.pem"), joinPath(dir, "key.pem")
 		if err := generateCertificate(dir, name); err != nil {
 			return nil, errorf("tls: make a certificate in %s: %w", dir, err)
 		}
@@ -559,7 +559,7 @@ func generateCertificate(dir, name string) error {
 	entries, err := namesIn(dir)
 	if err == nil && len(entries) > 0 {
 		for _, f := range []string{"cert.pem", "key.pem"} {
-			if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
+			if _, err := os.Stat(joinPath(dir, f)); err != nil {
 				return errorf("%w; put it back, or remove the directory to have a new pair made", err)
 			}
 		}
@@ -582,13 +582,13 @@ func generateCertificate(dir, name string) error {
 	}
 	defer func() {
 		for _, name := range []string{"key.pem", "cert.pem", ""} { // not os.RemoveAll, which is 7 KB of the binary
-			os.Remove(filepath.Join(tmp, name))
+			os.Remove(joinPath(tmp, name))
 		}
 	}()
-	if err := tlsWriteSynced(filepath.Join(tmp, "key.pem"), key, 0o600); err != nil {
+	if err := tlsWriteSynced(joinPath(tmp, "key.pem"), key, 0o600); err != nil {
 		return err
 	}
-	if err := tlsWriteSynced(filepath.Join(tmp, "cert.pem"), cert, 0o644); err != nil {
+	if err := tlsWriteSynced(joinPath(tmp, "cert.pem"), cert, 0o644); err != nil {
 		return err
 	}
 	if err := tlsSyncDirectory(tmp); err != nil {
@@ -654,7 +654,7 @@ func certificateNames(names ...string) []string {
 	out := []string{"localhost"}
 	for _, n := range names {
 		n = strings.ToLower(n)
-		bad := strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || strings.Trim(n, "-.") != n || strings.Contains(n, "..")
+		bad := strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" || strings.Trim(n, "-.") != n || hasText(n, "..")
 		if n == "" || len(n) > 253 || bad || inList(out, n) { // RFC 1035 section 2.3.4
 			continue
 		}

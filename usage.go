@@ -235,7 +235,7 @@ func (c *userCommand) readUsage() (lines []*usageLine, err error) {
 		}
 		all = []*user{e.user}
 	}
-	file := filepath.Join(c.users.stateDir, ledgerName)
+	file := joinPath(c.users.stateDir, ledgerName)
 	entries, clean, err := readLedger(file)
 	note := "berth does not run: these are the figures that it left"
 	switch {

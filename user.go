@@ -330,7 +330,7 @@ func (c *userCommand) flags(v *userVerb) userSwitches {
 		return err
 	})
 	set.add("share", "`NAME=PATH[:rw]`: show a directory as /NAME, read-only without :rw; no PATH takes it away; may be repeated", func(word string) error {
-		name, path, ok := strings.Cut(word, "=")
+		name, path, ok := cutText(word, "=")
 		if !ok {
 			return errorf("%s has no \"=\"; write public=/srv/public or public=/srv/public:rw", configQuote(word))
 		}

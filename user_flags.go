@@ -29,8 +29,8 @@ type userSwitches []userSwitch
 // is for". Without such a name the flag needs no value, and has "true".
 func (s *userSwitches) add(name, usage string, given func(string) error) {
 	f := userSwitch{name: name, help: usage, given: given}
-	if before, rest, ok := strings.Cut(usage, "`"); ok {
-		arg, text, _ := strings.Cut(rest, "`")
+	if before, rest, ok := cutText(usage, "`"); ok {
+		arg, text, _ := cutText(rest, "`")
 		f.arg, f.help = arg, before+arg+text
 		if text, ok := cutPrefix(text, ": "); ok {
 			f.help = text
@@ -76,7 +76,7 @@ func (s userSwitches) parse(args []string) ([]string, error) {
 		if name == "" || name[0] == '-' || name[0] == '=' {
 			return nil, errorf("bad flag syntax: %s", word)
 		}
-		name, value, hasValue := strings.Cut(name, "=")
+		name, value, hasValue := cutText(name, "=")
 		f := s.find(name)
 		switch {
 		case f == nil && (name == "h" || name == "help"):

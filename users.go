@@ -306,7 +306,7 @@ func parseUserFile(file, name string, data []byte, usersDir, stateDir string) (*
 func hidePassword(errs configErrors, data []byte) {
 	for i, e := range errs {
 		from, to := tomlLineBounds(data, max(e.Line, 1))
-		if e.Key == "password" || strings.Contains(strings.ToLower(string(data[from:to])), "password") {
+		if e.Key == "password" || hasText(strings.ToLower(string(data[from:to])), "password") {
 			errs[i].Key, errs[i].Column = "password", 0
 			errs[i].Problem = `not a string; write password = "$argon2id$..." or set it with "berth user passwd"`
 		}
@@ -326,14 +326,14 @@ func checkUserDir(dir, usersDir, stateDir string, bad func(problem string)) stri
 	dir = filepath.Clean(dir)
 	for _, own := range []string{usersDir, stateDir} {
 		rel, err := filepath.Rel(dir, own)
-		if own == "" || err != nil || rel == ".." || strings.HasPrefix(rel, "../") || strings.Contains("/"+rel, "/.berth-") {
+		if own == "" || err != nil || rel == ".." || beginsWith(rel, "../") || hasText("/"+rel, "/.berth-") {
 			continue
 		}
 		bad(fmt.Sprintf("%q holds %q, which is berth's own; use a directory beside it", dir, own))
 		return dir
 	}
-	for _, own := range []string{usersDir, filepath.Join(stateDir, tlsDirectory)} {
-		if rel, err := filepath.Rel(own, dir); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+	for _, own := range []string{usersDir, joinPath(stateDir, tlsDirectory)} {
+		if rel, err := filepath.Rel(own, dir); err == nil && rel != ".." && !beginsWith(rel, "../") {
 			bad(fmt.Sprintf("%q is in %q, which is berth's own; use a directory beside it", dir, own))
 			break
 		}
@@ -344,7 +344,7 @@ func checkUserDir(dir, usersDir, stateDir string, bad func(problem string)) stri
 // checkShareName refuses what could not be one name in the user's top directory.
 func checkShareName(name string) error {
 	if name == "" || name == "." || name == ".." || len(name) > 255 ||
-		strings.HasPrefix(name, ".berth-") || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == '/' || r == 0x7f }) {
+		beginsWith(name, ".berth-") || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == '/' || r == 0x7f }) {
 		return errorf(`%s cannot be the name of a share; use one name without "/", as "public"`, configQuote(name))
 	}
 	return nil
@@ -489,7 +489,7 @@ func (us *users) uidTaken(u, other *user) configError {
 }
 
 //go:noinline
-func (us *users) path(name string) string { return filepath.Join(us.dir, name+userSuffix) }
+func (us *users) path(name string) string { return joinPath(us.dir, name+userSuffix) }
 
 // usersDirError says what to do. Its modes are right as a rule when berth user or berth
 // check may not read it: it has hashes in it, and is for root and the daemon.
@@ -520,7 +520,7 @@ func (us *users) list() ([]string, error) {
 	us.dirStamp, us.dirProblem = stamp, ""
 	var names []string
 	for _, f := range files {
-		if name, ok := strings.CutSuffix(f, userSuffix); ok && !strings.HasPrefix(f, ".") {
+		if name, ok := strings.CutSuffix(f, userSuffix); ok && !beginsWith(f, ".") {
 			names = append(names, name)
 		}
 	}
