@@ -24,6 +24,7 @@ class Berth:
     def __init__(self, options, users=1):
         self.dir = tempfile.mkdtemp(prefix="berth-capacity-", dir=os.environ.get("DIR", "/var/tmp"))
         self.proc = self.cgroup = None
+        self.limit = options.memory
         berth, config = os.environ.get("BERTH", "berth"), self.dir + "/berth.toml"
         with open(config, "w") as f:
             f.write(f'[server]\nstate_dir = "{self.dir}/state"\nusers_dir = "{self.dir}/users"\n'
@@ -72,7 +73,7 @@ class Berth:
 
     def rss(self, what="VmRSS"):
         with open(f"/proc/{self.proc.pid}/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith(what)) / 1024
+            return next((int(line.split()[1]) for line in f if line.startswith(what)), 0) / 1024  # 0: it has been killed
 
     def settle(self):
         """A login, whose hash takes 19 MiB that are given back within a second or two; the next ones need none."""
@@ -110,13 +111,16 @@ class Berth:
             words = ["curl", "-sS", "-u", f"u0:{PASSWORD}"] + (["-k", "--ssl-reqd"] if kind.endswith("tls") else [])
             url = f"ftp://127.0.0.1:{PORT}/"
             words += [url + "big", "-o", "/dev/null"] if kind.startswith("down") else ["-T", self.dir + "/big", f"{url}up{i}"]
-            curls.append(subprocess.Popen(words))
+            curls.append(subprocess.Popen(words, stderr=self.limit and subprocess.DEVNULL))
         while any(c.poll() is None for c in curls) and self.proc.poll() is None:
             most = max(most, self.rss())
             time.sleep(0.01)
         failed = sum(c.wait() != 0 for c in curls)
-        if self.proc.poll() is not None:
+        try:
+            self.proc.wait(1 if failed and self.limit else 0)
             return None
+        except subprocess.TimeoutExpired:
+            pass
         took = time.monotonic() - begun
         for i in range(n):
             if kind.startswith("up"):
@@ -157,6 +161,8 @@ def idle(options):
 
 def transfers(options):
     for kind, name in KINDS.items():
+        if options.kind not in (None, kind):
+            continue
         for n in (1, 16, 64):
             with Berth(options) as b:
                 most, cpu, took = b.transfers(n, kind, GIB // n)
@@ -205,14 +211,17 @@ def logins(options):
 def limited(options):
     with Berth(options) as b:
         try:
-            made = b.sessions(options.idle)
-            fits = b.transfers(options.transfers, options.kind, (2 * GIB // max(options.transfers, 1)) >> 20 << 20) if options.transfers else True
+            made = b.sessions(options.idle)  # kept, or they would end
+            fits = len(made) == options.idle
+            if options.transfers:
+                fits = b.transfers(options.transfers, options.kind, 2 * GIB // options.transfers >> 20 << 20)
         except (OSError, EOFError, ftplib.Error):
-            if b.proc.poll() is None:
-                raise
+            try:
+                b.proc.wait(5)
+            except subprocess.TimeoutExpired:
+                raise SystemExit("a session was refused, and berth was not killed") from None
             fits = None
         print(f"{options.memory}: {options.idle} idle sessions, {options.transfers} × {options.kind}:", "fits" if fits else "killed")
-        del made
 
 
 def main():
@@ -223,7 +232,7 @@ def main():
     p.add_argument("--memory", metavar="SIZE", help="what berth may take, as 64M")
     p.add_argument("--idle", type=int, default=0, metavar="N")
     p.add_argument("--transfers", type=int, default=0, metavar="N")
-    p.add_argument("--kind", choices=KINDS, default="down")
+    p.add_argument("--kind", choices=KINDS, help="of transfers: these alone")
     options = p.parse_args()
     if unknown := set(options.tables) - set(tables):
         p.error(f"there is no table {', '.join(unknown)}")
@@ -233,6 +242,7 @@ def main():
     if options.cpu is not None and len(os.sched_getaffinity(0)) > 1:
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {options.cpu})
     if options.memory:
+        options.kind = options.kind or "down"
         return limited(options)
     for name in options.tables or tables:
         tables[name](options)
