@@ -39,13 +39,16 @@ class Berth:
             with open(f"{self.dir}/users/u{n}.toml", "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as f:
                 f.write(text)
 
+        if options.memory:
+            self.limited(options.memory)
+
         def prepare():
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             if options.cpu is not None:
                 os.sched_setaffinity(0, {options.cpu})
             if options.memory:
-                with open(self.limited(options.memory) + "/cgroup.procs", "w") as f:
+                with open(self.cgroup + "/cgroup.procs", "w") as f:
                     f.write(str(os.getpid()))
 
         self.proc = subprocess.Popen([berth, "serve", "--config", config], preexec_fn=prepare)
@@ -69,7 +72,6 @@ class Berth:
         os.makedirs(self.cgroup, exist_ok=True)
         with open(f"{self.cgroup}/{file}", "w") as f:
             f.write(most)
-        return self.cgroup
 
     def rss(self, what="VmRSS"):
         with open(f"/proc/{self.proc.pid}/status") as f:
