@@ -26,6 +26,7 @@ import (
 
 const (
 	houseTick   = time.Second      // how late housekeeping can be
+	hurryTicks  = 10               // for sessions that were kicked to end
 	ledgerEvery = time.Minute      // how old the ledger on disk gets while things change
 	countEvery  = 24 * time.Hour   // each home is counted anew, for what changed behind berth's back
 	recountMin  = time.Minute      // after a count that was disturbed
@@ -330,6 +331,7 @@ type housekeeper struct {
 	over  chan *sweepJob
 	done  chan struct{} // closed when run has returned
 	busy  atomic.Int32  // active, for those who are not the loop
+	hurry atomic.Int32  // ticks at which to look for homes to let go of
 
 	mu         mutex
 	due        map[string]time.Time     // by user: when his home is to be swept
@@ -384,6 +386,10 @@ func (h *housekeeper) attend(user string, at time.Time) {
 	}
 }
 
+// reloaded has homes of users who are disabled now let go of as soon as their sessions
+// have ended: somebody is about to unmount a disk.
+func (h *housekeeper) reloaded() { h.hurry.Store(hurryTicks) }
+
 // start runs the loop until the server ends; end waits for that.
 func (h *housekeeper) start() { h.begun.Do(func() { go h.run() }) }
 
@@ -416,6 +422,10 @@ func (h *housekeeper) run() {
 		case now := <-tick.C:
 			h.watchClock(now)
 			h.watchSweeps(now)
+			if n := h.hurry.Load(); n > 0 {
+				h.hurry.Store(n - 1)
+				h.ledger.letGo(h.users.all(), h.jails.counted())
+			}
 			if now.Sub(h.saved) < ledgerEvery {
 				continue
 			}

@@ -854,15 +854,16 @@ func TestHouseDisabled(t *testing.T) {
 			ann.Disabled = yes
 			b.write()
 			b.house.users.reload(nil)
+			b.house.reloaded()
 		}
 		b.house.start()
 		if n := held(); n != 1 {
 			t.Fatalf("%d homes are locked", n)
 		}
 		disable(true)
-		time.Sleep(2*homeLockLinger + houseTick)
+		time.Sleep(5 * time.Second)
 		if n := held(); n != 0 {
-			t.Errorf("two minutes after he was disabled %d homes are locked", n)
+			t.Errorf("five seconds after he was disabled %d homes are locked", n)
 		}
 		if bytes, _, known := b.js.ledger.user("ann").usage(); bytes != 60 || !known {
 			t.Errorf("%d bytes are shown, known: %t", bytes, known)

@@ -222,6 +222,7 @@ func (s *server) reload() error {
 			c.kill(errKicked)
 		}
 	}
+	s.house.reloaded()
 	s.hooks.retryNow() // what failed may be what was mended
 	now := s.users.all()
 	changes := append(configChanges(old, s.config()), userChanges(s.told, now)...)

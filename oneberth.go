@@ -29,6 +29,9 @@ const (
 	// homeLockLinger is how long a home stays locked that no user's file counts any
 	// more, and how soon one that another berth has is tried again.
 	homeLockLinger = time.Minute
+	// disabledLinger is the same for homes of disabled users: no more than a login
+	// needs that was under way when they became so.
+	disabledLinger = 2 * time.Second
 	// homeLockShare is the part of the files that may be open (RLIMIT_NOFILE) which
 	// locks may take: a quarter. Homes beyond that are counted without a lock.
 	homeLockShare = 4
@@ -197,11 +200,15 @@ func (l *ledger) letGo(users []*user, inUse map[fileID]bool) {
 		default:
 			continue // its disk hangs
 		}
-		if inUse[id] || time.Since(h.used) < homeLockLinger {
+		b, linger := l.homes[id], homeLockLinger
+		if shown[b] {
+			linger = disabledLinger
+		}
+		if inUse[id] || time.Since(h.used) < linger {
 			continue
 		}
 		// Others may write there from now on: to be counted anew.
-		if b := l.homes[id]; shown[b] {
+		if shown[b] {
 			b.mu.Lock()
 			b.exact = false
 			b.mu.Unlock()
