@@ -62,8 +62,10 @@ func (h *housekeeper) planAll() {
 		if planned || u.Disabled {
 			continue
 		}
-		if !place() && !place() || h.ctx.Err() != nil { // the second one is at once, unless it ends
-			return
+		for !place() {
+			if h.ctx.Err() != nil {
+				return
+			}
 		}
 		if !h.beginLook(u) {
 			<-places
