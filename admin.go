@@ -71,7 +71,7 @@ func adminVerbs() []verb {
 			}},
 		{name: "learn", args: "NAME", min: 1, max: 1, run: runLearn,
 			help: "record what an unknown device says, and tell what it needs",
-			text: "The daemon records the sessions in which USER says NAME, with passwords masked, for as long as this runs; the device keeps its address and its port. There need be no such user yet. The lines go to NAME.dialogue, and at the end there is which profile and which quirks the device needs, and the lines for its file.",
+			text: "The daemon records the sessions in which USER says NAME, with passwords masked, and names that no user has, for as long as this runs; the device keeps its address and its port. There need be no such user yet. The lines go to NAME.dialogue, and at the end there is which profile and which quirks the device needs, and the lines for its file.",
 			options: []option{configOption,
 				{name: "from", arg: "ADDRESS", help: "record all sessions from there instead, whatever name they say"},
 				{name: "for", arg: "TIME", help: "end after that long, at most 1h", def: "10m", check: aDuration},
@@ -191,10 +191,12 @@ func (inv *invocation) askDaemon(request map[string]any) (string, error) {
 
 // A daemonLink is a connection to the daemon's local socket that speaks frames.
 type daemonLink struct {
-	path  string
-	conn  net.Conn
-	r     *bufio.Reader
-	frame []byte
+	path   string
+	conn   net.Conn
+	r      *bufio.Reader
+	frame  []byte
+	begun  func() error // told that a request has begun; may be nil
+	reason string       // in the final answer
 }
 
 func (d *daemonLink) close() { d.conn.Close() }
@@ -300,6 +302,12 @@ func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (strin
 				return "", d.gone(err)
 			}
 			switch {
+			case a.Code < 200:
+				if d.begun != nil {
+					if err := d.begun(); err != nil {
+						return "", err
+					}
+				}
 			case a.Code == codeClosing:
 				return "", d.gone(newError(shownText(a.Text)))
 			case a.Reason == "not_logged_in", a.Reason == "denied":
@@ -307,6 +315,7 @@ func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (strin
 			case a.Code >= 400:
 				return "", newError(shownLines(a.Text))
 			case a.Code >= 200:
+				d.reason = a.Reason
 				return a.Text, nil
 			}
 		}

@@ -372,10 +372,7 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 	now := a.now()
 	points := 1
 	a.mu.Lock()
-	window := a.limits.Ban.std()
-	if window <= 0 {
-		window = failureWindow
-	}
+	window := a.window()
 	key := failuresOf(peer, method)
 	rec := a.addresses.touch(key)
 	if rec.since.IsZero() || now.Sub(rec.since) > window && now.After(rec.banned) {
@@ -423,8 +420,19 @@ func (a *authenticator) fail(name string, peer netip.Addr, method, reason string
 	if spare {
 		a.log.Warn("address not banned", "addr", addrText(peer), "reason", "it is this machine")
 	}
-	return min(maxDelay, firstDelay<<min(tries-1, 8))
+	return failureDelay(tries)
 }
+
+// window is for how long failures are counted. a.mu is held.
+func (a *authenticator) window() time.Duration {
+	if ban := a.limits.Ban.std(); ban > 0 {
+		return ban
+	}
+	return failureWindow
+}
+
+// failureDelay is when a failure is answered that is the last of so many.
+func failureDelay(tries int) time.Duration { return min(maxDelay, firstDelay<<min(tries-1, 8)) }
 
 // unproven logs and counts a client certificate that nobody may log in with. It earns no
 // ban and no delay, as certificates cannot be guessed.

@@ -2,11 +2,13 @@
 // address, step by step in the daemon's own order, with the key and the line that
 // decide. It is apart from the files that decide because it does none of it: it calls
 // what they call (filterDecides, barred, clearTaken, under, tells ...) and puts it into
-// words, so that what it says cannot be another thing than what happens.
+// words, so that what it says cannot be another thing than what happens. What no file
+// tells, bans and who is there, the daemon is asked for, if it runs.
 
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,18 +35,20 @@ type explanation struct {
 	User    string        `json:"user"`
 	From    string        `json:"from"`
 	Allowed bool          `json:"allowed"`
-	Clear   bool          `json:"clear"` // with his password in clear text
-	TLS     bool          `json:"tls"`   // with TLS, by whatever proof
+	Clear   bool          `json:"clear"`        // with his password in clear text
+	TLS     bool          `json:"tls"`          // with TLS, by whatever proof
+	Asked   bool          `json:"daemon_asked"` // and what it told is in the steps
 	Verdict string        `json:"verdict"`
 	Steps   []explainStep `json:"steps"`
 
-	cfg      *config
-	cfgFile  string
-	cfgAt    configPositions
-	userFile string
-	userAt   configPositions
-	u        *user // as he is from there; nil: there is none
-	refusal  string
+	cfg       *config
+	cfgFile   string
+	cfgAt     configPositions
+	userFile  string
+	userAt    configPositions
+	u         *user  // as he is from there; nil: there is none
+	rulePlace string // of the network's profile
+	refusal   string
 }
 
 // An explainStep is one decision. Key and where are of what decides; where is a default's
@@ -57,22 +62,23 @@ type explainStep struct {
 
 // runExplain is berth check --explain.
 func runExplain(inv *invocation) error {
-	name, peer := "", netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	name, peer, from := "", netip.AddrFrom4([4]byte{127, 0, 0, 1}), false
 	for _, arg := range inv.args {
-		key, value, _ := strings.Cut(arg, "=")
+		key, value, _ := cutText(arg, "=")
 		var err error
 		switch {
+		case key == "user" && name != "", key == "from" && from:
+			return usageErr("%s= is there twice; %s", key, explainForm)
 		case key == "user" && value != "" && !strings.ContainsAny(value, ",= "): // user=ann,from=… is no name
 			name = value
 		case key == "from" && value == "local":
-			peer = netip.Addr{}
-		case key == "from":
-			peer, err = netip.ParseAddr(value)
-			peer = peer.Unmap().WithZone("")
+			peer, from = netip.Addr{}, true
+		case key == "from" && value != "":
+			if peer, err = netip.ParseAddr(value); err != nil {
+				return usageErr("%s is no address: write one, as from=10.0.0.7 or from=2001:db8::7, or from=local", configQuote(arg))
+			}
+			peer, from = peer.Unmap().WithZone(""), true
 		default:
-			err = newError("")
-		}
-		if err != nil {
 			return usageErr("%s is neither user=NAME nor from=ADDRESS; %s", configQuote(arg), explainForm)
 		}
 	}
@@ -86,8 +92,10 @@ func runExplain(inv *invocation) error {
 	e := &explanation{User: name, From: addrText(peer), cfg: cfg, cfgFile: path, cfgAt: positionsIn(path)}
 	us := &users{dir: filepath.Clean(cfg.Server.UsersDir), stateDir: filepath.Clean(cfg.Server.StateDir), log: slog.New(slog.DiscardHandler)}
 	set, errs := us.readAll()
-	e.userFile = us.path(name)
-	e.userAt = positionsIn(e.userFile)
+	if checkUserName(name) == nil {
+		e.userFile = us.path(name)
+		e.userAt = positionsIn(e.userFile)
+	}
 	var own configErrors
 	for _, problem := range errs {
 		if problem.File == e.userFile || problem.File == us.dir {
@@ -139,7 +147,7 @@ func keyPlace(file string, at configPositions, key string) string {
 	if _, ok := at[key]; ok {
 		return fmt.Sprintf("%s:%d", file, at.line(key))
 	}
-	if list, _, ok := strings.Cut(key, "["); ok && list != key && at.line(key) > 0 {
+	if list, _, ok := cutText(key, "["); ok && list != key && at.line(key) > 0 {
 		return fmt.Sprintf("%s:%d", file, at.line(key))
 	}
 	return "default"
@@ -169,6 +177,12 @@ func (e *explanation) own(step, key, format string, args ...any) {
 	where := keyPlace(e.userFile, e.userAt, key)
 	if where == "default" {
 		where = e.u.origin(key, false)
+		switch bit := keyBit(key); {
+		case bit&e.u.preset != 0:
+			where += ", " + keyPlace(e.userFile, e.userAt, "profile")
+		case bit&e.u.network != 0:
+			where += ", " + e.rulePlace
+		}
 	}
 	e.step(key, where, step, format, args)
 }
@@ -187,25 +201,28 @@ func (e *explanation) refuse(format string, args ...any) {
 func (e *explanation) decide(base *user, peer netip.Addr) {
 	e.connection(peer)
 	c := &e.cfg.Profiles
-	if i := c.rule(peer); i >= 0 {
-		e.by("profile", fmt.Sprintf("profiles.for[%d]", i), "%s has the profile %s, for what the user's file leaves open", c.For[i].Network, c.For[i].Profile)
-	}
 	nearby := peer.IsLoopback()
 	clear := true
 	if base == nil {
-		e.add("user", "there is no user %s in %s", configQuote(e.User), e.cfg.Server.UsersDir)
+		text := "there is no user " + configQuote(e.User) + " in " + e.cfg.Server.UsersDir
+		if err := checkUserName(e.User); err != nil {
+			text = err.Error()
+		}
+		e.add("user", "%s", text)
 		e.refuse("there is no such user; make one with berth user add NAME")
+		e.profiles(nil, peer)
 	} else {
 		u := c.under(base, peer)
 		e.u = u
 		e.add("user", "%s is in %s", u.Name, e.userFile)
-		e.profile(u)
+		e.profiles(u, peer)
 		if peer.IsValid() {
 			clear = e.tlsRule(u, nearby)
 		}
 		e.login(base, u, peer)
 		e.holds(u, peer, nearby)
 	}
+	e.ask(peer)
 	e.conclude(base, peer, clear)
 }
 
@@ -237,30 +254,41 @@ func (e *explanation) connection(peer netip.Addr) {
 		if !allowed {
 			e.refuse("%s does not let %s connect", key, e.From)
 		}
-		if l := cfg.Limits; l.Ban > 0 && !peer.IsLoopback() {
-			e.by("bans", "limits.login_failures", "after %d failed logins within %s it is banned for as long; whether it is now, the log of the daemon tells (\"address banned\")", l.LoginFailures, l.Ban)
+		l, key, text := cfg.Limits, "limits.login_failures", ""
+		switch {
+		case peer.IsLoopback():
+			text = "this machine is never banned"
+		case l.Ban <= 0 || l.LoginFailures <= 0:
+			key, text = "limits.ban", "nobody is banned"
+		default:
+			text = fmt.Sprintf("after %d failed logins within %s banned for as long", l.LoginFailures, l.Ban)
 		}
+		e.by("bans", key, "%s", text)
 	}
-	e.by("limits", "limits.sessions_per_address", "at most %d sessions from there, and %d of all (limits.sessions); who is there, berth who tells", cfg.Limits.SessionsPerAddress, cfg.Limits.Sessions)
+	e.by("limits", "limits.sessions_per_address", "at most %d sessions from there, and %d in all", cfg.Limits.SessionsPerAddress, cfg.Limits.Sessions)
 }
 
-// profile is what a profile has set, the user's or the network's.
-func (e *explanation) profile(u *user) {
-	for _, p := range []struct {
-		name string
-		keys keySet
-	}{{u.Profile, u.preset}, {u.networkProfile, u.network}} {
-		if p.name == "" {
-			continue
-		}
-		var set []string
-		for i, key := range presetKeys {
-			if p.keys&(1<<i) != 0 {
-				set = append(set, key)
-			}
-		}
-		e.add("profile", "%s sets %s", p.name, strings.Join(set, ", "))
+const allSet = "nothing, since the user's file does"
+
+// profiles are what profiles set, the user's and the network's.
+func (e *explanation) profiles(u *user, peer netip.Addr) {
+	if u != nil && u.Profile != "" {
+		e.own("profile", "profile", "%s sets %s", u.Profile, cmp.Or(findPreset(u.Profile).values.keyText(u.preset), allSet))
 	}
+	c := &e.cfg.Profiles
+	i := c.rule(peer)
+	if i < 0 {
+		return
+	}
+	rule, p, key := c.For[i], findPreset(c.For[i].Profile), fmt.Sprintf("profiles.for[%d]", i)
+	e.rulePlace = keyPlace(e.cfgFile, e.cfgAt, key)
+	set := keySet(0)
+	if u == nil {
+		set = networkKeys // of nobody, whom a name that does not exist is held for
+	} else {
+		set = u.network
+	}
+	e.by("profile", key, "%s from %s sets %s", rule.Profile, rule.Network, cmp.Or(p.values.keyText(set&p.sets), allSet))
 }
 
 // tlsRule is whether his password is taken in clear text.
@@ -364,7 +392,7 @@ func (e *explanation) home(u *user) {
 func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 	cfg := e.cfg
 	used := ""
-	if entries, _, err := readLedger(filepath.Join(cfg.Server.StateDir, ledgerName)); err == nil {
+	if entries, _, err := readLedger(joinPath(cfg.Server.StateDir, ledgerName)); err == nil {
 		for _, entry := range entries {
 			if entry.Home == u.Home {
 				used = fmt.Sprintf("; %s in %d files when the ledger was written", byteSize(entry.Bytes), entry.Files)
@@ -389,12 +417,18 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 			key = "quota_files"
 		}
 		e.own("quota", key, "%s%s", strings.Join(text, ", "), used)
+	}
+	if u.limit() != (quota{}) || u.WhenFull != "reject" {
 		e.own("quota", "when_full", "%s, when it is full", u.WhenFull)
 	}
 	if u.Expire > 0 {
 		e.own("quota", "expire", "files older than %s are removed", u.Expire)
 	}
-	e.own("permissions", "permissions", "he may %s", orNone(u.Permissions.names()))
+	may := "he may " + orNone(u.Permissions.names())
+	if not := permAll &^ u.Permissions; not != 0 {
+		may += "; not " + strings.Join(not.names(), ", ")
+	}
+	e.own("permissions", "permissions", "%s", may)
 	for _, name := range u.Commands {
 		c, ok := cfg.Commands[name]
 		text := strings.Join(c.Run, " ")
@@ -471,4 +505,100 @@ func (e *explanation) conclude(u *user, peer netip.Addr, clear bool) {
 		how = "with TLS or in clear text"
 	}
 	e.Verdict = fmt.Sprintf("%s may log in from %s %s", e.User, e.From, how)
+}
+
+// --- what only the daemon knows ---
+
+// addressIn is the address that a text names.
+//
+//go:noinline
+func addressIn(text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	return a.Unmap().WithZone(""), err
+}
+
+// doStanding is the operator's request.
+func (s *session) doStanding(q *request) error {
+	peer, err := addressIn(q.Text)
+	if err != nil && q.Text != "" || q.User == nil {
+		return s.badField("standing needs a user, and text is an address, as 10.0.9.4, or nothing.")
+	}
+	srv, name := s.srv, *q.User
+	c := &session{srv: srv, peer: peer, isOperator: !peer.IsValid()} // uids have limits of their own
+	a := &answer{Code: codeFileStatus, Reason: refusedNow, Text: srv.unwelcome(peer)}
+	failed, delay := srv.auth.failures(name, peer)
+	most := c.under(srv.users.get(name)).Sessions
+	info, err := os.Stat(srv.configPath)
+	srv.mu.Lock()
+	has := 0
+	if of := srv.accounts[name]; of != nil {
+		has = of.sessions
+	}
+	switch {
+	case a.Text != "":
+	case srv.draining:
+		a.Text = "It is about to end."
+	case has >= most:
+		a.Text = fmt.Sprintf("Too many sessions of that user: at most %d.", most)
+	default:
+		a.Text = srv.full(c, 1)
+	}
+	if a.Text == "" {
+		a.Reason = ""
+		a.Text = fmt.Sprintf("Nothing bars him now: %d sessions of his, %d from there, %d in all; %d failed logins from there, and one more is answered after %s.", has, srv.byAddr[peer], len(srv.sessions)-1, failed, delay)
+	}
+	if err == nil && info.ModTime().After(srv.loaded) {
+		a.Text += " Its configuration has changed since it was read: berth reload."
+	}
+	srv.mu.Unlock()
+	file, _ := filepath.Abs(srv.configPath)
+	a.Text += " It runs with " + file + "."
+	s.answer(a)
+	return nil
+}
+
+// refusedNow is the reason in the answer to standing.
+const refusedNow = "refused"
+
+// failures is how many failed logins from there count, and after how long the next one is
+// answered.
+func (a *authenticator) failures(name string, peer netip.Addr) (points int, delay time.Duration) {
+	now, tries := a.now(), 0
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	window := a.window()
+	if rec := a.addresses.get(failuresOf(peer, "password")); rec != nil && now.Sub(rec.since) <= window {
+		points, tries = rec.points, rec.tries
+	}
+	if n := a.names.get(logName(name)); n != nil && now.Sub(n.since) <= window {
+		tries = max(tries, n.tries)
+	}
+	return points, failureDelay(tries + 1)
+}
+
+// ask has the daemon tell what would happen now. That it does not run, or does not talk to
+// who asks, is a step, and no more.
+func (e *explanation) ask(peer netip.Addr) {
+	address := ""
+	if peer.IsValid() {
+		address = e.From
+	}
+	var d *daemonLink
+	text, err := "", newError("it is empty")
+	if len(e.cfg.Listen.Local) > 0 {
+		d, err = dialDaemon(e.cfg.Listen.Local[0])
+	}
+	if err == nil {
+		defer d.close()
+		text, err = d.ask(map[string]any{"do": "standing", "user": e.User, "text": address}, nil)
+	}
+	if err != nil {
+		e.by("daemon", "listen.local", "not asked about bans and sessions: %v", err)
+		return
+	}
+	e.Asked = true
+	text = shownText(text)
+	if e.by("daemon", "listen.local", "%s", text); d.reason == refusedNow {
+		e.refuse("the daemon says: %s", text)
+	}
 }

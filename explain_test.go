@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // explained is what --explain --json says, and its exit code.
@@ -99,6 +100,55 @@ func TestExplainSaysWhatASessionGets(t *testing.T) {
 	}
 }
 
+// TestExplainAsksTheDaemon: a ban, and sessions that are there, are in no file.
+func TestExplainAsksTheDaemon(t *testing.T) {
+	socket := filepath.Join(shortDir(t), "s")
+	file, b := writeConfig(t, fmt.Sprintf("log.format = \"json\"\nlimits = { login_failures = 2, sessions_per_address = 2 }\nlisten = { control = [\"127.0.0.1:0\"], datagram = [], http = [], local = [%q], proxy_from = [\"127.0.0.1\"] }\n", socket))
+	b.user(t, "ann", "tls = \"optional\"\nsessions = 1\n")
+	p := serveBerth(t, file, nil)
+	from := func(addr string, say ...string) {
+		t.Helper()
+		c := p.dial("control")
+		c.send("PROXY TCP4 " + addr + " 192.0.2.1 40000 2121\r\n")
+		c.want("220 *")
+		for i := 0; i+1 < len(say); i += 2 {
+			c.cmd(say[i], say[i+1])
+		}
+	}
+	explain := func(from string, code int, want ...string) {
+		t.Helper()
+		got, out, errs := cli(t, "check", "--explain", "user=ann", "from="+from, "--config", file)
+		if got != code || errs != "" {
+			t.Errorf("from %s: exit %d, %s", from, got, errs)
+		}
+		for _, w := range want {
+			if !strings.Contains(out, w) {
+				t.Errorf("from %s: no %q in\n%s", from, w, out)
+			}
+		}
+	}
+	explain("192.0.2.9", exitOK, "daemon       Nothing bars him now: 0 sessions of his, 0 from there, 0 in all; 0 failed logins from there, and one more is answered after 1s. It runs with "+file+". [listen.local, "+file)
+	for range 2 {
+		c := p.dial("control")
+		c.send("PROXY TCP4 192.0.2.9 192.0.2.1 40000 2121\r\nUSER ann\r\nPASS wrong\r\n")
+		p.logged("login failed")
+	}
+	p.logged("address banned")
+	explain("192.0.2.9", exitFailed, "\nrefused: the daemon says: Too many failed logins from your address; try again in ")
+	explain("192.0.2.8", exitOK, "0 failed logins from there, and one more is answered after 4s")
+	from("192.0.2.7")
+	from("192.0.2.7", "USER ann", "331 *", "PASS secret", "230 *")
+	explain("192.0.2.7", exitFailed, "refused: the daemon says: Too many sessions of that user: at most 1. It runs with ")
+	b.user(t, "ann", "tls = \"optional\"\n")
+	explain("192.0.2.7", exitFailed, "refused: the daemon says: Too many connections from your address: at most 2. It runs with ")
+	explain("192.0.2.6", exitOK, ": 1 sessions of his, 0 from there, ")
+	later := time.Now().Add(time.Hour)
+	if err := os.Chtimes(file, later, later); err != nil {
+		t.Fatal(err)
+	}
+	explain("192.0.2.5", exitOK, "Its configuration has changed since it was read: berth reload. ")
+}
+
 func slicesOf(m map[string]string) (names []string) {
 	for name := range m {
 		names = append(names, name)
@@ -129,8 +179,10 @@ func TestExplainNamesKeyAndLine(t *testing.T) {
 	}
 	out := explain("10.0.9.4", 0)
 	for _, want := range []string{
-		"[tls, network's profile camera]", "ann.toml:4]", "rotate, when it is full", "up: /bin/true [commands.up, " + file, "share        none [shares, default]",
-		"camera sets tls, permissions, sessions, quirks", "no-epsv, keep-open, site-umask", "ann may log in from 10.0.9.4 with TLS or in clear text\n",
+		fmt.Sprintf("[tls, network's profile camera, %s:%d]", file, lineOf(config, "profiles.for")), "ann.toml:4]", "rotate, when it is full", "up: /bin/true [commands.up, " + file, "share        none [shares, default]",
+		"camera from 10.0.9.0/24 sets tls optional; permissions write,list,rename,mkdir; sessions 50; quirks no-epsv,keep-open,site-umask [profiles.for[0], " + file,
+		"not read, delete [permissions, network's profile camera",
+		"not asked about bans and sessions: ", "no-epsv, keep-open, site-umask", "ann may log in from 10.0.9.4 with TLS or in clear text\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("want %q in\n%s", want, out)
@@ -142,10 +194,23 @@ func TestExplainNamesKeyAndLine(t *testing.T) {
 	if code, _, errs := cli(t, "check", "--explain", "--config", file); code != exitUsage || !strings.Contains(errs, explainForm) {
 		t.Errorf("--explain alone: exit %d, %s", code, errs)
 	}
-	for _, arg := range []string{"ann", "user=ann,from=10.0.9.4", "user=ann from=10.0.9.4"} {
-		if code, _, errs := cli(t, "check", "--explain", arg, "--config", file); code != exitUsage || !strings.Contains(errs, explainForm) {
-			t.Errorf("--explain %s: exit %d, %s", arg, code, errs)
+	for args, want := range map[string]string{
+		"ann": explainForm, "user=ann,from=10.0.9.4": explainForm, "user=ann\tfrom=": explainForm, "user=ann\tuser=bob": "user= is there twice", "from=local\tfrom=::1": "from= is there twice",
+		"user=ann\tfrom=10.0.9.0/24": "is no address: write one", "user=ann\tfrom=box": "is no address: write one",
+	} {
+		if code, _, errs := cli(t, append([]string{"check", "--explain", "--config", file}, strings.Split(args, "\t")...)...); code != exitUsage || !strings.Contains(errs, want) {
+			t.Errorf("--explain %s: exit %d, %s", args, code, errs)
 		}
+	}
+	for name, want := range map[string]string{"../ann": "is no user name", "zzzzzzzz": "there is no user \"zzzzzzzz\" in " + filepath.Join(b.dir, "users.d") + "\n"} {
+		if code, out, _ := cli(t, "check", "--explain", "user="+name, "--config", file); code != exitFailed || !strings.Contains(out, want) {
+			t.Errorf("%s: exit %d, no %s in\n%s", name, code, want, out)
+		}
+	}
+	b.user(t, "cam", "\nprofile = \"camera\"\nsessions = 3\n")
+	if _, out, _ := cli(t, "check", "--explain", "user=cam", "--config", file); !strings.Contains(out, "sets tls optional; permissions write,list,rename,mkdir; when_full rotate; quirks no-epsv,keep-open,site-umask [profile, ") ||
+		!strings.Contains(out, "cam.toml:4]\n") || !strings.Contains(out, "[quirks, profile camera, ") || !strings.Contains(out, "rotate, when it is full [when_full, profile camera, ") {
+		t.Errorf("the user's profile:\n%s", out)
 	}
 	b.user(t, "ann", "quirks = [\"no\"]\n")
 	if code, _, errs := cli(t, "check", "--explain", "user=ann", "--config", file); code != exitFailed || !strings.Contains(errs, "quirks[0]") {

@@ -116,7 +116,7 @@ func daemonVerbs() []verb {
 			}},
 		{name: "check", args: "[user=NAME from=ADDRESS]", max: 2, options: []option{configOption, explainOption, {name: "json", help: "with --explain: one JSON object"}}, run: runCheck,
 			help: "say what is wrong with the configuration, with file and line",
-			text: "With --explain it tells whether a user may log in from an address, and what holds for him then: each step as the daemon decides it, with the key and the line that decide. from=local is the unix socket, and without from he comes from this machine. Exit code 0 if he may log in, 1 if not.",
+			text: "With --explain it tells whether a user may log in from an address, and what holds for him then: each step as the daemon decides it, with the key and the line that decide. A daemon that runs is asked for what is in no file: bans, and how many sessions there are. from=local is the unix socket, and without from he comes from this machine. Exit code 0 if he may log in, 1 if not, or if the configuration has mistakes.",
 			examples: []example{
 				{"berth check", "the configuration of the system"},
 				{"berth check --config berth.toml && systemctl reload berth", "only what is right is loaded"},

@@ -13,7 +13,6 @@
 package main
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -147,9 +146,10 @@ var presets = [...]preset{
 			// Busybox ftpput, which most firmware has, cannot do TLS, and other firmware only
 			// TLS 1.0, which RFC 8996 ends.
 			TLS: "optional",
-			// It makes directories level by level, tests with NLST, and stores. Who opens its
-			// case has its password: he shall not see nor delete what it has recorded.
-			Permissions: permWrite | permList | permMkdir,
+			// It makes directories level by level, tests with NLST, stores, and many give what is
+			// complete its name only then, from .jpg_ or .tmp. Who opens its case has its password:
+			// he shall not see nor delete what it has recorded.
+			Permissions: permWrite | permList | permMkdir | permRename,
 			// One login for all cameras of a site, sessions that stay for days, and those that
 			// one which lost its power has left behind.
 			Sessions: 50,
@@ -187,6 +187,17 @@ var presets = [...]preset{
 	},
 }
 
+// keyText is the values of some of the keys that profiles set; "": of none.
+func (u *user) keyText(keys keySet) string {
+	var set []string
+	for i, value := range [...]string{u.TLS, u.Permissions.String(), itoa(u.Sessions), u.WhenFull, u.Quirks.String()} {
+		if keys&(1<<i) != 0 {
+			set = append(set, presetKeys[i]+" "+value)
+		}
+	}
+	return strings.Join(set, "; ")
+}
+
 // findPreset is the profile of that name, or nil.
 //
 //go:noinline
@@ -208,10 +219,12 @@ func checkProfile(name string) string {
 	for i := range presets {
 		known = append(known, presets[i].name)
 	}
-	return fmt.Sprintf("%s is no profile; %s", configQuote(name), nearestWord(name, known))
+	return configQuote(name) + " is no profile; known: " + strings.Join(known, ", ") // all three, since their names tell what they are
 }
 
 // fill sets those of the keys that p sets, and tells which these are.
+//
+//go:noinline
 func (u *user) fill(p *preset, keys keySet) keySet {
 	keys &= p.sets
 	for _, set := range []struct {
@@ -248,12 +261,16 @@ func longestNetwork(n int, at func(int) network, a netip.Addr) int {
 }
 
 // rule is the entry of For that holds for an address; -1: none.
+//
+//go:noinline
 func (c *profilesConfig) rule(a netip.Addr) int {
 	return longestNetwork(len(c.For), func(i int) network { return c.For[i].Network }, a)
 }
 
 // under is u, as the registry has him, with what the profile of his network sets: u
 // himself where that is nothing.
+//
+//go:noinline
 func (c *profilesConfig) under(u *user, a netip.Addr) *user {
 	i := c.rule(a)
 	if i < 0 {

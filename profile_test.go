@@ -188,12 +188,12 @@ func TestKeyIsFromFileThenProfileThenNetworkThenDefault(t *testing.T) {
 	}{
 		{"", otherLoopback, "required reject 10 read,write,delete,list,rename,mkdir  default"},
 		{"", otherPeer, "always reject 10 read,write,delete,list,rename,mkdir no-active network's profile strict"},
-		{"", vlanPeer, "optional reject 50 write,list,mkdir no-epsv,keep-open,site-umask network's profile camera"},
-		{"tls = \"required\"\n", vlanPeer, "required reject 50 write,list,mkdir no-epsv,keep-open,site-umask file"},
-		{"quirks = []\nsessions = 3\n", vlanPeer, "optional reject 3 write,list,mkdir  network's profile camera"},
-		{"profile = \"camera\"\n", otherLoopback, "optional rotate 50 write,list,mkdir no-epsv,keep-open,site-umask profile camera"},
+		{"", vlanPeer, "optional reject 50 write,list,rename,mkdir no-epsv,keep-open,site-umask network's profile camera"},
+		{"tls = \"required\"\n", vlanPeer, "required reject 50 write,list,rename,mkdir no-epsv,keep-open,site-umask file"},
+		{"quirks = []\nsessions = 3\n", vlanPeer, "optional reject 3 write,list,rename,mkdir  network's profile camera"},
+		{"profile = \"camera\"\n", otherLoopback, "optional rotate 50 write,list,rename,mkdir no-epsv,keep-open,site-umask profile camera"},
 		{"profile = \"scanner\"\n", vlanPeer, "optional reject 50 write,list,mkdir mkd-exists-ok,backslash,site-umask profile scanner"},
-		{"profile = \"strict\"\n", vlanPeer, "always reject 50 write,list,mkdir no-active profile strict"},
+		{"profile = \"strict\"\n", vlanPeer, "always reject 50 write,list,rename,mkdir no-active profile strict"},
 		{"profile = \"camera\"\nwhen_full = \"reject\"\npermissions = [\"read\"]\n", otherPeer, "optional reject 50 read no-epsv,keep-open,site-umask profile camera"},
 	} {
 		base, errs := parseUserFile("ann.toml", "ann", []byte(tt.file), testUsersDir, testStateDir)
@@ -229,7 +229,7 @@ func TestPresetsSetWhatTheyNameAndWhatIsValid(t *testing.T) {
 		}
 	}
 	_, errs := parseUserFile("a.toml", "a", []byte("profile = \"camra\"\nquirks = [\"backslash\", \"no-espv\"]\n"), testUsersDir, testStateDir)
-	want := "a.toml:1: profile: \"camra\" is no profile; did you mean \"camera\"?\na.toml:2: quirks[1]: \"no-espv\" is no quirk; did you mean \"no-epsv\"?"
+	want := "a.toml:1: profile: \"camra\" is no profile; known: camera, scanner, strict\na.toml:2: quirks[1]: \"no-espv\" is no quirk; did you mean \"no-epsv\"?"
 	if errs.Error() != want {
 		t.Errorf("got %v\nwant %s", errs, want)
 	}

@@ -94,6 +94,7 @@ func init() {
 		{do: "wall", fields: "text", help: "tell every session", onBox: true, run: (*session).doWall},
 		{do: "quotas", fields: "user", help: "tell what users store", onBox: true, run: (*session).doQuotas},
 		{do: "metrics", help: "tell the metrics", onBox: true, run: (*session).doMetrics},
+		{do: "standing", fields: "user, text", help: "tell of bans and limits", onBox: true, run: (*session).doStanding},
 		{do: "reload", help: "read the configuration again", onBox: true, run: (*session).doReload},
 		{do: "learn", fields: "user, text", help: "record what a device says", onBox: true, run: (*session).doLearn},
 		{do: "drain", help: "end the daemon when running transfers are done", onBox: true, run: (*session).doDrain},

@@ -60,7 +60,8 @@ type requestRow struct {
 // requestRows: a, b and d are a file, a file and an empty directory. A request of the
 // table that is missing here fails the matrix.
 var requestRows = map[string]requestRow{
-	"login": {`,"user":"ann","password":"secret"`, 503, ""}, "quit": {"", 221, ""},
+	"standing": {`,"user":"ann"`, 550, ""},
+	"login":    {`,"user":"ann","password":"secret"`, 503, ""}, "quit": {"", 221, ""},
 	"list": {`,"path":"/","recursive":true`, 226, ""}, "stat": {`,"path":"a"`, 213, ""},
 	"get": {`,"path":"a"`, 226, ""}, "put": {`,"path":"new"`, 226, "data"},
 	"mkdir": {`,"path":"new/er","recursive":true`, 257, ""}, "remove": {`,"path":"d"`, 250, ""}, "move": {`,"path":"a","to":"c"`, 250, ""},

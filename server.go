@@ -588,26 +588,13 @@ func peerGroups(fd int) []uint32 {
 // admit counts a new session, or says why it cannot be. The text for limits
 // begins as lftp and others know it, who then wait and try again.
 func (s *server) admit(c *session) (refusal string) {
-	cfg := s.config()
-	if c.peer.IsValid() {
-		if !filterAllows(cfg.Filter, c.peer) {
-			return "Connections from your address are not accepted."
-		}
-		if left, banned := s.auth.banned(c.peer); banned {
-			return fmt.Sprintf("Too many failed logins from your address; try again in %s.", left.Round(time.Second))
-		}
+	if text := s.unwelcome(c.peer); text != "" {
+		return text
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case c.late.Load() && !c.isOperator:
-		return goingDown
-	case c.peer.IsValid() && s.byAddr[c.peer] >= cfg.Limits.SessionsPerAddress:
-		return fmt.Sprintf("Too many connections from your address: at most %d.", cfg.Limits.SessionsPerAddress)
-	case !c.peer.IsValid() && !c.isOperator && s.byUID[c.localUID] >= cfg.Limits.SessionsPerAddress:
-		return fmt.Sprintf("Too many connections of your uid: at most %d.", cfg.Limits.SessionsPerAddress)
-	case !c.isOperator && len(s.sessions) >= cfg.Limits.Sessions: // who mends it always has a place
-		return fmt.Sprintf("Too many connections: at most %d; try again later.", cfg.Limits.Sessions)
+	if text := s.full(c, 0); text != "" {
+		return text
 	}
 	s.quick.busy.Add(1)
 	s.nextID++
@@ -626,6 +613,38 @@ func (s *server) admit(c *session) (refusal string) {
 	// something have.
 	c.draining = s.draining
 	s.running.Add(1)
+	return ""
+}
+
+// unwelcome is why nobody from there is let in; "": nothing. The zero Addr is the local
+// socket.
+func (s *server) unwelcome(peer netip.Addr) string {
+	if !peer.IsValid() {
+		return ""
+	}
+	if !filterAllows(s.config().Filter, peer) {
+		return "Connections from your address are not accepted."
+	}
+	if left, banned := s.auth.banned(peer); banned {
+		return fmt.Sprintf("Too many failed logins from your address; try again in %s.", left.Round(time.Second))
+	}
+	return ""
+}
+
+// full is which limit of sessions leaves no room for c, of those that are there but for
+// so many. s.mu is held.
+func (s *server) full(c *session, butFor int) string {
+	l := s.config().Limits
+	switch {
+	case c.late.Load() && !c.isOperator:
+		return goingDown
+	case c.peer.IsValid() && s.byAddr[c.peer] >= l.SessionsPerAddress:
+		return fmt.Sprintf("Too many connections from your address: at most %d.", l.SessionsPerAddress)
+	case !c.peer.IsValid() && !c.isOperator && s.byUID[c.localUID] >= l.SessionsPerAddress:
+		return fmt.Sprintf("Too many connections of your uid: at most %d.", l.SessionsPerAddress)
+	case !c.isOperator && len(s.sessions)-butFor >= l.Sessions: // who mends it always has a place
+		return fmt.Sprintf("Too many connections: at most %d; try again later.", l.Sessions)
+	}
 	return ""
 }
 
