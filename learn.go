@@ -2,15 +2,17 @@
 // The daemon itself does it, for sessions of one name or address, while the operator
 // waits on the local socket: a camera on the wall keeps its address and its port. It is
 // apart from session.go because it listens and changes nothing, and because what may be
-// written down is decided here alone: no password, no argument of a verb that nobody
-// knows (which may be one, typed into the wrong field), no output of commands. What a
-// recording tells is for learn_read.go.
+// written down is decided here alone: no password, no argument of a verb and no name of
+// a user that nobody knows (which may be one, typed into the wrong field), no output of
+// commands. What a recording tells is for learn_read.go.
 
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -137,6 +139,7 @@ func (s *session) taped(dir byte, text string) {
 		s.tapeLine(ls, '!', at)
 		if s.user != nil {
 			s.tapeName(ls, s.user.Name)
+			s.tapeLine(ls, '!', s.user.asTaped())
 		}
 	}
 	t := s.tape
@@ -148,20 +151,42 @@ func (s *session) taped(dir byte, text string) {
 			}
 		}
 	}
+	has := ""
 	if dir == 'C' {
 		if s.in != nil && s.in.bare && !t.lf {
 			t.lf = true
 			s.tapeLine(ls, '!', "lines end with LF alone")
 		}
-		verb, name, _ := strings.Cut(text, " ")
+		verb, name, _ := cutText(text, " ")
 		if upperASCII(verb) == "USER" {
 			s.tapeName(ls, name)
+			if u := s.srv.users.get(name); u != nil {
+				has = s.under(u).asTaped()
+			} else if name != "anonymous" && name != "ftp" && (t.of == nil || name != t.of.name) {
+				text = verb + " ***"
+			}
 		}
 		text = unsecret(text)
 	}
 	if dir != 0 {
 		s.tapeLine(ls, dir, text)
 	}
+	if has != "" {
+		s.tapeLine(ls, '!', has)
+	}
+}
+
+// asTaped is what a recording may find to be needed and u's file, or a profile, has;
+// heardUser reads it.
+func (u *user) asTaped() string {
+	text := "has "
+	if u.Profile != "" {
+		text += "profile " + u.Profile + "; "
+	}
+	if u.networkProfile != "" {
+		text += "network " + u.networkProfile + "; "
+	}
+	return text + cmp.Or(u.keyText(u.own), "no other key of a profile")
 }
 
 // tapeLine writes one line to the lesson, or keeps it. ls.mu is held.
@@ -244,12 +269,14 @@ func openVerb(verb string) bool {
 	return c != nil && c.run != nil
 }
 
+const upperLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 // unsecret is a line as it may be written down.
 func unsecret(line string) string {
-	verb, arg, more := strings.Cut(line, " ")
+	verb, arg, more := cutText(line, " ")
 	shown := verb
 	if up := upperASCII(verb); up == "SITE" {
-		what, _, rest := strings.Cut(arg, " ")
+		what, _, rest := cutText(arg, " ")
 		if shown += " " + what; siteIndex[upperASCII(what)] == nil {
 			return verb + " ***"
 		} else if u := upperASCII(what); u != "EXEC" && u != "SAY" {
@@ -259,7 +286,7 @@ func unsecret(line string) string {
 		}
 	} else if openVerb(up) {
 		return line
-	} else if commandIndex[up] == nil && (len(verb) < 3 || len(verb) > 4) {
+	} else if commandIndex[up] == nil && (len(verb) < 3 || len(verb) > 4 || strings.Trim(up, upperLetters) != "") {
 		return "***" // no verb of FTP: what stands alone on a line may be a password
 	}
 	if !more {
@@ -292,10 +319,9 @@ func (s *session) doLearn(q *request) error {
 	from := netip.Addr{}
 	if q.Text != "" {
 		var err error
-		if from, err = netip.ParseAddr(q.Text); err != nil {
+		if from, err = addressIn(q.Text); err != nil {
 			return s.badField("text is the address to record, as 10.0.9.4.")
 		}
-		from = from.Unmap().WithZone("")
 	}
 	if q.User == nil || *q.User == "" || len(*q.User) > maxLogName {
 		return s.badField("learn needs a user: the name that the device logs in with.")
@@ -352,43 +378,61 @@ func runLearn(inv *invocation) error {
 		return inv.tellLearned(name, string(data))
 	}
 	from := inv.str("from")
-	if a, err := netip.ParseAddr(from); from != "" && err != nil {
+	if a, err := addressIn(from); from != "" && err != nil {
 		return usageErr("--from: %s is no address; write one as 10.0.9.4", configQuote(from))
 	} else if from != "" {
-		from = a.Unmap().WithZone("").String()
+		from = a.String()
+	}
+	long := inv.period("for")
+	if long <= 0 || long > maxLesson {
+		return usageErr("--for: %s is not between 1s and 1h", inv.str("for"))
 	}
 	file := inv.str("output")
 	if file == "" {
-		if file = name + ".dialogue"; strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
+		if file = name + ".dialogue"; strings.ContainsAny(name, "/\x00") || beginsWith(name, ".") {
 			return usageErr("%s is no name for a file; give one with --output FILE", configQuote(name))
 		}
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Chmod(0o600); err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(inv.ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, min(inv.period("for"), maxLesson))
+	ctx, cancel := context.WithTimeout(ctx, long)
 	defer cancel()
-	fmt.Fprintf(inv.stderr, "berth learn: recording %s into %s for %s; have the device do its work now, and end this with Ctrl-C\n", name, file, inv.str("for"))
-	var all builder
 	link, err := inv.dialDaemon()
 	if err != nil {
 		return err
 	}
 	defer link.close()
 	defer context.AfterFunc(ctx, link.close)()
+	var f *os.File
+	var all builder
+	link.begun = func() (err error) {
+		// An older recording stays until there is something to write.
+		f, err = os.OpenFile(file, os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+		if errors.Is(err, syscall.ELOOP) {
+			return errorf("%s is a symbolic link, which is not followed; name the file itself with --output", file)
+		}
+		if err == nil {
+			fmt.Fprintf(inv.stderr, "berth learn: recording %s into %s for %s; have the device do its work now, and end this with Ctrl-C\n", name, file, inv.str("for"))
+		}
+		return err
+	}
 	_, err = link.ask(map[string]any{"do": "learn", "user": name, "text": from}, func(line []byte) error {
+		if all.Len() == 0 {
+			if err := joinErrors(f.Chmod(0o600), f.Truncate(0)); err != nil {
+				return err
+			}
+		}
 		all.Write(line)
 		fmt.Fprint(inv.stdout, shownText(strings.TrimSuffix(string(line), "\n"))+"\n")
 		_, err := f.Write(line)
 		return err
 	})
+	if f != nil {
+		defer f.Close()
+		if info, bad := f.Stat(); all.Len() == 0 && bad == nil && info.Size() == 0 {
+			os.Remove(file)
+		}
+	}
 	if err != nil && ctx.Err() == nil {
 		return err
 	}

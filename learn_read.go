@@ -36,6 +36,8 @@ type findings struct {
 	loginFailed       bool
 	perm              permission // that its commands take
 	quirks            quirk      // that it needs
+	against           quirk      // that would keep it from its work
+	has               *user      // as which it came, with a profile or without; nil: nobody known
 }
 
 // pictureNames end what cameras store.
@@ -55,7 +57,7 @@ func readDialogue(text string) *findings {
 	all := map[string]*heard{}
 	for line := range strings.Lines(text) {
 		fields := strings.SplitN(strings.TrimRight(line, "\r\n"), " ", 4)
-		if len(fields) < 4 || strings.HasPrefix(line, "#") {
+		if len(fields) < 4 || beginsWith(line, "#") {
 			continue
 		}
 		said := fields[3]
@@ -80,6 +82,7 @@ func readDialogue(text string) *findings {
 			f.quirks |= quirkNoEPSV // it asked and never came
 		}
 	}
+	f.against &^= f.quirks
 	return f
 }
 
@@ -103,18 +106,24 @@ func (f *findings) next(h *heard, what string) {
 	switch {
 	case r.verb == "SITE UMASK":
 		f.quirks |= quirkSiteUmask
-	case r.verb == "MKD" && strings.Contains(r.reply, "taken"):
+	case r.verb == "MKD" && hasText(r.reply, "taken"):
 		f.quirks |= quirkMkdExists
+	case r.verb == "ALLO":
+		f.quirks |= quirkIgnoreALLO
+	case r.verb == "EPSV" && beginsWith(r.reply, "502"):
+		f.against |= quirkNoEPSV
+	case (r.verb == "PORT" || r.verb == "EPRT") && beginsWith(r.reply, "502"):
+		f.against |= quirkNoActive
 	}
 }
 
 // said is what a command itself tells.
 func (f *findings) said(h *heard, line string) {
-	h.verb, h.arg, _ = strings.Cut(line, " ")
+	h.verb, h.arg, _ = cutText(line, " ")
 	h.verb = upperASCII(h.verb)
 	var c *command
 	if h.verb == "SITE" {
-		what, _, _ := strings.Cut(h.arg, " ")
+		what, _, _ := cutText(h.arg, " ")
 		c = siteIndex[upperASCII(what)]
 		h.verb += " " + upperASCII(what)
 	} else {
@@ -130,6 +139,7 @@ func (f *findings) said(h *heard, line string) {
 	f.next(h, h.verb)
 	switch h.verb {
 	case "USER":
+		f.has = nil // what it has is in the next line
 		noteOnce(&f.names, h.arg)
 	case "PORT", "EPRT":
 		f.active = true
@@ -150,7 +160,7 @@ func (f *findings) said(h *heard, line string) {
 	}
 	switch h.verb {
 	case "CWD", "MKD", "STOR", "APPE", "NLST", "LIST", "SIZE", "DELE", "RMD", "RNFR", "RNTO", "RETR":
-		if strings.Contains(h.arg, `\`) {
+		if hasText(h.arg, `\`) {
 			f.quirks |= quirkBackslash
 		}
 		parts := strings.FieldsFunc(h.arg, func(r rune) bool { return r == '/' || r == '\\' })
@@ -164,15 +174,15 @@ func (f *findings) told(h *heard, reply string) {
 	switch {
 	case h.verb == "EPSV" && code == codeExtPassive:
 		h.epsv = true
-	case code == codeLoggedIn && !strings.HasPrefix(f.tls, "TLS 1"):
+	case code == codeLoggedIn && !beginsWith(f.tls, "TLS 1"):
 		f.clear = true
-	case code == codeClosing && strings.HasPrefix(reply, "421 Idle"):
+	case code == codeClosing && beginsWith(reply, "421 Idle"):
 		f.quirks |= quirkKeepOpen
-	case code == codeNotLoggedIn && strings.Contains(reply, "clear text"):
+	case code == codeNotLoggedIn && hasText(reply, "clear text"):
 		f.clear = true
 	case code == codeNotLoggedIn && h.verb == "PASS":
 		f.loginFailed = true
-	case code == codeAborted && strings.Contains(reply, "ALLO"):
+	case code == codeAborted && hasText(reply, "ALLO"):
 		f.quirks |= quirkIgnoreALLO
 	}
 	if code >= 500 && h.verb != "" && len(f.refused) < maxRefused {
@@ -184,26 +194,34 @@ func (f *findings) told(h *heard, reply string) {
 // event is what happened beside the lines.
 func (f *findings) event(h *heard, what string) {
 	switch {
-	case strings.HasPrefix(what, "connected from "):
-		from, _, _ := strings.Cut(what[len("connected from "):], ",")
+	case beginsWith(what, "connected from "):
+		from, _, _ := cutText(what[len("connected from "):], ",")
 		noteOnce(&f.from, from)
-	case strings.HasPrefix(what, "TLS failed"):
-		f.oldTLS = f.oldTLS || strings.Contains(what, "TLS 1.1 or older")
+	case beginsWith(what, "TLS failed"):
+		f.oldTLS = f.oldTLS || hasText(what, "TLS 1.1 or older")
 		f.tls = what
-	case strings.HasPrefix(what, "TLS "):
+	case beginsWith(what, "TLS "):
 		f.tls = what
-	case strings.HasPrefix(what, "lines end"):
+	case beginsWith(what, "lines end"):
 		f.lf = true
 	case strings.HasSuffix(what, "data connection: ok"):
+		if h.epsv {
+			f.against |= quirkNoEPSV
+		}
+		if beginsWith(what, "active") {
+			f.against |= quirkNoActive
+		}
 		h.epsv = false
-	case strings.HasPrefix(what, "ended: "):
+	case beginsWith(what, "has "):
+		f.has = heardUser(what[len("has "):])
+	case beginsWith(what, "ended: "):
 		f.next(h, "it hung up")
 		if !h.quit {
 			f.noQuit++
 		}
 	}
-	verb, rest, _ := strings.Cut(what, " of ")
-	size, result, isSize := strings.Cut(rest, " bytes: ")
+	verb, rest, _ := cutText(what, " of ")
+	size, result, isSize := cutText(rest, " bytes: ")
 	n, err := strconv.ParseInt(size, 10, 64)
 	if !isSize || err != nil || verb != "STOR" && verb != "APPE" && verb != "STOU" {
 		return
@@ -215,41 +233,89 @@ func (f *findings) event(h *heard, what string) {
 	}
 }
 
-// uploadOnly is what devices do that have nothing to read.
-const uploadOnly = permWrite | permList | permMkdir
+// heardUser reads what asTaped has written, as a user's file that says the same; nil if it
+// is no such thing.
+func heardUser(what string) *user {
+	text, network := "", ""
+	for _, field := range splitText(what, "; ") {
+		key, value, _ := cutText(field, " ")
+		switch {
+		case key == "network":
+			network = value
+		case keyBit(key)&(keyPermissions|keyQuirks) != 0:
+			value, _ = userList(value)
+			text += key + " = " + value + "\n"
+		case keyBit(key)&(keyTLS|keyWhenFull) != 0, key == "profile" && value != "":
+			text += key + " = " + tomlString(value) + "\n"
+		}
+	}
+	u, errs := parseUserFile("", "d", []byte(text), "/users.d", "/state")
+	if len(errs) > 0 {
+		return nil
+	}
+	u.networkProfile = network
+	return u
+}
 
 // plain tells whether it talks without TLS, whatever else it tries.
-func (f *findings) plain() bool { return f.clear || strings.HasPrefix(f.tls, "TLS failed") }
+func (f *findings) plain() bool { return f.clear || beginsWith(f.tls, "TLS failed") }
 
-// profile is the preset that fits; nil if it needs none, or one would take away what it
-// does.
+// profile is the preset that fits what it does; nil if it needs none, or one would take
+// away too much: what reads is no device that only stores.
 func (f *findings) profile() *preset {
 	device := f.plain() || f.quirks != 0
 	switch {
-	case f.perm&^uploadOnly != 0: // it reads, renames or deletes as well
+	case f.perm&permRead != 0:
 	case f.uploads > 0 && device && f.pictures == f.uploads:
 		return findPreset("camera")
 	case f.uploads > 0 && device:
 		return findPreset("scanner")
-	case f.tls != "" && !device && !f.active:
+	case f.perm&(permDelete|permRename) == 0 && f.tls != "" && !device && !f.active:
 		return findPreset("strict")
 	}
 	return nil
 }
 
-// keys are what the device's file needs, as TOML; nil: nothing. quirks takes the place of
-// a profile's, so it has those too.
-func (f *findings) keys() (keys [][2]string) {
-	has := quirk(0)
-	if p := f.profile(); p != nil {
-		keys = append(keys, [2]string{"profile", tomlString(p.name)})
-		has = p.values.Quirks
-	} else if f.plain() {
-		keys = append(keys, [2]string{"tls", tomlString("optional")})
+// keys are what the device's file needs, as TOML; nil: nothing that it has not. A profile
+// that it has stays, unless that keeps it out: it was chosen by somebody, and may be why
+// there is nothing else to find.
+func (f *findings) keys() [][2]string {
+	has := f.has
+	if has == nil {
+		return f.beside(nobody, f.profile())
 	}
-	if f.quirks&^has != 0 {
-		list, _ := userList((has | f.quirks).String())
-		keys = append(keys, [2]string{"quirks", list})
+	keep := findPreset(has.Profile)
+	keys := f.beside(has, keep)
+	if keys == nil || keep != nil && !(keep.values.TLS == "always" && f.plain()) {
+		return keys
+	}
+	return f.beside(has, f.profile())
+}
+
+// beside is what is needed beside what the file of has says, with p as its profile.
+func (f *findings) beside(has *user, p *preset) (keys [][2]string) {
+	need := func(key, value string) { keys = append(keys, [2]string{key, value}) }
+	u := *has
+	set := u.own
+	if p != nil {
+		set |= u.fill(p, ^set)
+		if p.name != has.Profile {
+			need("profile", tomlString(p.name))
+		}
+	}
+	if p := findPreset(has.networkProfile); p != nil {
+		u.fill(p, networkKeys&^set)
+	}
+	if f.plain() && u.TLS != "optional" {
+		need("tls", tomlString("optional"))
+	}
+	if f.perm&^u.Permissions != 0 {
+		list, _ := userList((u.Permissions | f.perm).String())
+		need("permissions", list)
+	}
+	if f.quirks&^u.Quirks != 0 || f.against&u.Quirks != 0 {
+		list, _ := userList(((u.Quirks | f.quirks) &^ f.against).String()) // in place of a profile's, so those too
+		need("quirks", list)
 	}
 	return keys
 }
@@ -294,8 +360,18 @@ func (f *findings) report() string {
 	if f.noQuit > 0 {
 		b.say("end", "without QUIT, in %d of its sessions", f.noQuit)
 	}
+	if inList(f.names, "***") {
+		b.say("names", `*** is no user's, so it may be a password; the daemon's log has it ("login failed" or "refused")`)
+	}
 	if inList(f.names, "anonymous") || inList(f.names, "ftp") {
 		b.say("anonymous", "it tries that name; there is no such login here")
+	}
+	if h := f.has; h != nil && h.Profile+h.networkProfile != "" {
+		p, from := h.Profile, ""
+		if p == "" {
+			p, from = h.networkProfile, ", from its network"
+		}
+		b.say("profile", "%s, which it has%s", p, from)
 	}
 	for i, r := range f.refused {
 		if i == 10 {
@@ -320,23 +396,36 @@ func (inv *invocation) tellLearned(name, dialogue string) error {
 		return errorf("there is no line of a session; a dialogue is what berth learn NAME records")
 	}
 	fmt.Fprintf(inv.stdout, "\n%s:\n%s", shownText(name), shownLines(f.report()))
-	keys := f.keys()
-	switch {
-	case keys == nil && f.loginFailed && f.uploads == 0:
-		fmt.Fprintln(inv.stdout, "So far it needs no profile and no quirk; record it again when it has logged in.")
-		return nil
-	case keys == nil:
-		fmt.Fprintln(inv.stdout, "It needs no profile and no quirk.")
-		return nil
-	}
+	user := name
 	if checkUserName(name) != nil {
-		name = "NAME"
+		user = "NAME"
 	}
-	lines, flags := "", ""
-	for _, k := range keys {
-		lines += "  " + k[0] + " = " + k[1] + "\n"
-		flags += " --" + k[0] + " " + newReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1])
+	keys := f.keys()
+	text := "It needs no profile and no quirk.\n"
+	switch {
+	case keys != nil:
+		text = "It needs, in users.d/" + user + ".toml:\n"
+		for _, k := range keys {
+			text += "  " + k[0] + " = " + k[1] + "\n"
+		}
+		text += "That is: " + setFlags(user, keys) + ", or add for a new user.\n"
+	case f.loginFailed && f.uploads == 0:
+		text = "So far it needs no profile and no quirk; record it again when it has logged in.\n"
+	case f.has != nil && (f.has.Profile+f.has.networkProfile != "" || f.has.own != 0):
+		text = "It needs nothing that it has not already.\n"
+		if p := f.profile(); p != nil && f.has.Profile == "" {
+			text += "The profile " + p.name + " fits what it does, too: " + setFlags(user, f.beside(f.has, p)) + "\n"
+		}
 	}
-	fmt.Fprintf(inv.stdout, "It needs, in users.d/%s.toml:\n%sThat is: berth user set %s%s, or add for a new user.\n", name, lines, name, flags)
+	fmt.Fprint(inv.stdout, text)
 	return nil
+}
+
+// setFlags is the command that sets keys.
+func setFlags(user string, keys [][2]string) string {
+	text := "berth user set " + user
+	for _, k := range keys {
+		text += " --" + k[0] + " " + newReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1])
+	}
+	return text
 }

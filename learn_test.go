@@ -115,6 +115,43 @@ quirks = ["mkd-exists-ok", "backslash", "ignore-allo", "hang-up", "site-umask"]`
 			C NLST
 			C RETR a
 			C QUIT`, `tls = "optional"`, "active"},
+		{"camera that has its profile", login + "! has profile camera; no other key of a profile\n" + `C PASV
+			C STOR a.jpg_
+			! STOR of 70000 bytes: ok
+			C RNFR a.jpg_
+			C RNTO a.jpg
+			C QUIT`, ``, "It needs nothing that it has not already."},
+		{"one that its network's profile serves", login + "! has network scanner; no other key of a profile\n" + `C PASV
+			C STOR \a.jpg`, ``, "It needs nothing that it has not already.\nThe profile camera fits what it does, too: berth user set d --profile camera"},
+		{"scanner with the camera's profile", login + "! has profile camera; no other key of a profile\n" + `C MKD \a
+			S 550 That name is taken.
+			C QUIT`, `quirks = ["no-epsv", "mkd-exists-ok", "backslash", "keep-open", "site-umask"]`, "camera, which it has"},
+		{"camera that the strict profile keeps out", "C USER d\n! has profile strict; no other key of a profile\n" + `S 530 Passwords are not accepted in clear text from there; use AUTH TLS first.
+			! ended: closed`, `tls = "optional"`, "incomplete"},
+		{"one whose file says less than its profile", login + "! has profile camera; tls required; permissions write; quirks \n" + `C PASV
+			C STOR a.jpg
+			C SITE UMASK 022
+			S 504 SITE HELP lists what is known.
+			C NLST
+			C QUIT`, "tls = \"optional\"\npermissions = [\"write\", \"list\"]", "camera, which it has"},
+		{"test button that deletes", login + `C PASV
+			C STOR test.jpg
+			C DELE test.jpg
+			S 250 Gone.
+			C QUIT`, "profile = \"camera\"\npermissions = [\"write\", \"delete\", \"list\", \"rename\", \"mkdir\"]", "--permissions write,delete,list,rename,mkdir"},
+		{"camera for which EPSV works", login + `C EPSV
+			S 229 Entering Extended Passive Mode (|||50001|)
+			C STOR a.jpg
+			! passive data connection: ok
+			! STOR of 10 bytes: ok
+			C QUIT`, "profile = \"camera\"\nquirks = [\"keep-open\", \"site-umask\"]", "passive"},
+		{"camera that has nothing but EPSV", login + "! has profile camera; no other key of a profile\n" + `C EPSV
+			S 502 EPSV is not available here; HELP lists what is.
+			! ended: closed`, "quirks = [\"keep-open\", \"site-umask\"]", "it hung up"},
+		{"ALLO without a number", login + `C ALLO
+			S 501 Usage: ALLO BYTES
+			C QUIT`, "tls = \"optional\"\nquirks = [\"ignore-allo\"]", "incomplete"},
+		{"a password typed as a name", "C USER ***\nS 331 Password required.\nC PASS ***\nS 530 Login incorrect.", "", "it may be a password"},
 		{"MKD that is survived", login + `C MKD a
 			S 550 That name is taken.
 			C CWD a
@@ -147,7 +184,7 @@ func TestRecordingsHaveNoSecrets(t *testing.T) {
 	for line, want := range map[string]string{
 		"PASS secret": "PASS ***", "pass secret": "pass ***", "ACCT secret": "ACCT ***", "ADAT secret": "ADAT ***", "PASS": "PASS",
 		"PASSWORD secret": "***", "secret": "***", "FOO secret": "FOO ***", "SITE EXEC x secret": "SITE EXEC ***", "SITE SAY secret": "SITE SAY ***",
-		"SITE PSWD secret": "SITE ***", "SITE CHMOD 600 a": "SITE CHMOD 600 a", "STOR a b": "STOR a b", "AUTH TLS": "AUTH TLS", "LPRT 6,1": "LPRT ***",
+		"SITE PSWD secret": "SITE ***", "1234": "***", "s3c": "***", "NOPE": "NOPE", "SITE CHMOD 600 a": "SITE CHMOD 600 a", "STOR a b": "STOR a b", "AUTH TLS": "AUTH TLS", "LPRT 6,1": "LPRT ***",
 	} {
 		if got := unsecret(line); got != want {
 			t.Errorf("%q is written down as %q; want %q", line, got, want)
@@ -180,7 +217,7 @@ func TestLearnRecordsRealClients(t *testing.T) {
 	}
 	p.logged("recording")
 	drainLog(p)
-	says(t, exitFailed, "", "*\nberth learn: That name is being recorded already.\n", "learn", "cam", "--config", file, "--output", out+"2")
+	says(t, exitFailed, "", "berth learn: That name is being recorded already.\n", "learn", "cam", "--config", file, "--output", out+"2")
 	c := p.dial("control")
 	c.want("220 *")
 	c.cmd("USER cam", "331 *")
@@ -240,4 +277,92 @@ func TestLearnRecordsRealClients(t *testing.T) {
 	if !strings.Contains(said.String(), "That is: berth user set cam --") && ran > 0 {
 		t.Errorf("no advice in\n%s", said)
 	}
+	// A name that nobody has is not written down: it may be a password in the wrong field.
+	said = &syncBuffer{}
+	learn = exec.Command(os.Args[0], "learn", "gate", "--from", host, "--config", file, "--output", out)
+	learn.Env = append(os.Environ(), asBerth+"=1")
+	learn.Stdout, learn.Stderr = said, said
+	if err := learn.Start(); err != nil {
+		t.Fatal(err)
+	}
+	until("recording gate")
+	if again, err := os.ReadFile(out); err != nil || string(again) != string(data) {
+		t.Errorf("a recording that has heard nothing yet has changed the older one: %v", err)
+	}
+	c = p.dial("control")
+	c.want("220 *")
+	c.cmd("USER hunter2", "331 *")
+	c.cmd("USER gate", "331 *")
+	c.cmd("USER cam", "331 *")
+	c.cmd("QUIT", "221 *")
+	until("221 Goodbye.")
+	learn.Process.Signal(syscall.SIGINT)
+	if err := learn.Wait(); err != nil {
+		t.Errorf("after Ctrl-C: %v", err)
+	}
+	if text := said.String(); strings.Contains(text, "hunter2") || !strings.Contains(text, "C USER ***\n") || !strings.Contains(text, "C USER gate\n") ||
+		!strings.Contains(text, "C USER cam\n") || !strings.Contains(text, "! has no other key of a profile\n") {
+		t.Errorf("with --from:\n%s", text)
+	}
+}
+
+// TestLearnSaysWhatIsWrong, and leaves no file where there is nothing to write.
+func TestLearnSaysWhatIsWrong(t *testing.T) {
+	file, _ := writeConfig(t, "log.format = \"json\"\nlisten = { control = [], datagram = [], http = [], local = [\""+filepath.Join(shortDir(t), "s")+"\"] }\n")
+	dir := t.TempDir()
+	out, link := filepath.Join(dir, "d"), filepath.Join(dir, "link")
+	name := "a"
+	learn := func(code int, want string, args ...string) {
+		t.Helper()
+		name += "a" // the daemon may not have seen yet that the one before has gone
+		got, _, errs := cli(t, append([]string{"learn", "--config", file, name}, args...)...)
+		if got != code || !strings.Contains(errs, want) {
+			t.Errorf("%q: exit %d, %s; want %d, %s", args, got, errs, code, want)
+		}
+		if _, err := os.Stat(out); err == nil {
+			t.Errorf("%q has made a file", args)
+		}
+	}
+	learn(exitNoConn, "no daemon listens there", "--output", out)
+	serveBerth(t, file, nil)
+	learn(exitUsage, "--for: 2h is not between 1s and 1h", "--for", "2h", "--output", out)
+	learn(exitUsage, "--for: 0 is not between 1s and 1h", "--for", "0", "--output", out)
+	learn(exitUsage, "is no address", "--from", "10.0.0.0/8", "--output", out)
+	learn(exitFailed, "no session said USER a", "--for", "1ms", "--output", out)
+	if err := os.Symlink("/dev/null", link); err != nil {
+		t.Fatal(err)
+	}
+	learn(exitFailed, "is a symbolic link", "--output", link)
+}
+
+// FuzzLearn: whatever was recorded, or was said by a device, gives advice that berth itself
+// takes, in lines that do no harm to a terminal, and no password is in it.
+func FuzzLearn(f *testing.F) {
+	f.Add("C USER d\nS 331 x\nC PASS ***\nS 230 y\nC STOR a.jpg\n! STOR of 10 bytes: client_gone\n! ended: closed", "PASS", "secret")
+	f.Add("! has profile strict; network camera; tls always\nC MKD \\\\\nS 550 taken\nC QUIT", "SITE", "EXEC x")
+	f.Add("S \nC \nS 5\nC SITE\nC XMKD\nS 999999999999\n! STOR of -1 bytes: ok\n! TLS 1\n\n! has ", "", "")
+	f.Fuzz(func(t *testing.T, lines, verb, arg string) {
+		for _, text := range []string{lines, dialogue(lines)} {
+			found := readDialogue(text)
+			if len(found.refused) > maxRefused || len(found.verbs) > maxLearned || len(found.names) > maxLearned {
+				t.Errorf("no bound: %+v", found)
+			}
+			report := shownLines(found.report())
+			if strings.ContainsFunc(report, func(r rune) bool { return r < ' ' && r != '\n' }) {
+				t.Errorf("%q", report)
+			}
+			toml := ""
+			for _, k := range found.keys() {
+				toml += k[0] + " = " + k[1] + "\n"
+			}
+			if _, errs := parseUserFile("d.toml", "d", []byte(toml), testUsersDir, testStateDir); len(errs) > 0 {
+				t.Errorf("%v in\n%s", errs, toml)
+			}
+		}
+		if verb, _, _ := strings.Cut(verb, " "); !openVerb(upperASCII(verb)) && upperASCII(verb) != "SITE" && len(arg) > 4 && strings.Trim(arg, "*") != "" {
+			if got := unsecret(verb + " " + arg); strings.Contains(got, arg) && !strings.Contains(verb, arg) {
+				t.Errorf("%q %q is written down as %q", verb, arg, got)
+			}
+		}
+	})
 }
