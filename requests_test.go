@@ -70,7 +70,7 @@ var requestRows = map[string]requestRow{
 	"echo": {`,"text":"x"`, 200, ""}, "upper": {`,"text":"x"`, 200, ""}, "time": {"", 200, ""},
 	"say": {`,"text":"x"`, 200, ""}, "listen": {"", 200, ""}, "who": {"", 226, ""},
 	"kick": {`,"session":1`, 550, ""}, "wall": {`,"text":"x"`, 550, ""}, "reload": {"", 550, ""}, "drain": {"", 550, ""},
-	"quotas": {"", 550, ""}, "learn": {`,"user":"ann"`, 550, ""},
+	"quotas": {"", 550, ""}, "metrics": {"", 550, ""}, "learn": {`,"user":"ann"`, 550, ""},
 }
 
 // TestRequestMatrix runs every row of the real table as nobody, as a user without the
