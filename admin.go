@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -212,18 +213,31 @@ func (inv *invocation) dialDaemon() (*daemonLink, error) {
 
 // dialDaemon asks a daemon that drains before systemd, who has the other socket then.
 func dialDaemon(path string) (*daemonLink, error) {
-	d, late := dialLocal(path + lateSuffix)
+	d, late := dialLocal(path+lateSuffix, true)
 	if late == nil {
 		return d, nil
 	}
-	d, err := dialLocal(path)
+	d, err := dialLocal(path, false)
 	if errors.Is(err, errNoDaemon) && !errors.Is(late, errNoDaemon) {
 		err = late // why it hears nobody but the operator
 	}
 	return d, err
 }
 
-func dialLocal(path string) (*daemonLink, error) {
+// believed tells whether who listens on c, at a path that is free but while the daemon
+// drains, is the daemon. Where everybody may make files anybody may take that name, hear
+// what the operator says and answer in the daemon's place.
+func believed(c net.Conn, path string) bool {
+	dir, err := os.Stat(filepath.Dir(path))
+	if err != nil || dir.Mode()&0o002 == 0 {
+		return err == nil
+	}
+	p, ok := peerCredentials(c)
+	st, _ := dir.Sys().(*syscall.Stat_t)
+	return ok && (p.uid == 0 || int(p.uid) == os.Geteuid() || st != nil && p.uid == st.Uid)
+}
+
+func dialLocal(path string, late bool) (*daemonLink, error) {
 	dialer := net.Dialer{Timeout: adminDial}
 	conn, err := dialer.Dial("unix", path)
 	switch {
@@ -233,6 +247,9 @@ func dialLocal(path string) (*daemonLink, error) {
 		return nil, &connError{path + ": no daemon listens there; is berth running, and does --config name its configuration?", errNoDaemon}
 	case err != nil:
 		return nil, &connError{path + ": " + err.Error(), err}
+	case late && !believed(conn, path):
+		conn.Close()
+		return nil, errNoDaemon
 	}
 	d := &daemonLink{path: path, conn: conn, r: newReader(conn, maxLine)}
 	for _, step := range []struct{ send, want string }{{"", "220"}, {"FRAM 1\r\n", "200"}} {

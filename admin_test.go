@@ -12,10 +12,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // administered is a daemon with a local socket, and the text of its [listen].
@@ -222,6 +225,61 @@ func TestAdminWhileDraining(t *testing.T) {
 	p.ended(exitOK)
 	if _, err := os.Stat(path + lateSuffix); err == nil {
 		t.Error("the socket stays behind")
+	}
+}
+
+// Beside a local socket where everybody may make files, nobody is taken for the daemon that
+// drains but who may run one.
+func TestAdminFalseDrainSocket(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s"+lateSuffix)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	listens := make(chan error)
+	somebody := os.Geteuid() == 0
+	go func() {
+		if somebody { // this thread alone, which ends with the goroutine
+			runtime.LockOSThread()
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 {
+				listens <- errno
+				return
+			}
+		}
+		listens <- unix.Listen(fd, 1)
+	}()
+	if err := <-listens; err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, tc := range []struct {
+		mode os.FileMode
+		want bool
+	}{{0o755, true}, {0o777 | os.ModeSticky, !somebody}, {0o770, true}} {
+		if err := os.Chmod(dir, tc.mode); err != nil {
+			t.Fatal(err)
+		}
+		if got := believed(c, path); got != tc.want {
+			t.Errorf("%v: %t", tc.mode, got)
+		}
+	}
+	if somebody {
+		if err := errors.Join(os.Chown(dir, 65534, -1), os.Chmod(dir, 0o777)); err != nil {
+			t.Fatal(err)
+		}
+		if !believed(c, path) {
+			t.Error("whose directory it is")
+		}
 	}
 }
 
