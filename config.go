@@ -209,7 +209,7 @@ type logConfig struct {
 	Format    string `toml:"format"`
 	Level     string `toml:"level"`
 	Transfers string `toml:"transfers"` // the file of the transfer log, xferlog(5)
-	Rate      int    `toml:"rate"`      // lines a second about strangers
+	Rate      int    `toml:"rate"`      // lines a second of a kind, see limitedKindOf
 }
 
 // defaultConfig is what an empty file means: contract section 10. Each call makes

@@ -457,10 +457,10 @@ func (o *logFile) Write(line []byte) (int, error) {
 
 // --- what strangers may cause ---
 
-// strangerKind is the kind of a line that somebody without a login can cause at will,
-// or "" for a line that is never left out: those of users and transfers, and of what
-// the daemon does by itself.
-func strangerKind(r *slog.Record) string {
+// limitedKindOf is the kind of a line that somebody can cause at will and without a trace
+// of work done: strangers, and each user by what he is refused. "" is a line that is never
+// left out: those of what users did and transferred, and of what the daemon does by itself.
+func limitedKindOf(r *slog.Record) string {
 	switch r.Message {
 	case "login failed", "address banned", "address not banned", "foreign data connection", "http request",
 		"session ended", "cannot accept connections", "datagram read", "datagram panic", "panic in the http service":
@@ -469,22 +469,25 @@ func strangerKind(r *slog.Record) string {
 	default:
 		return ""
 	}
-	kind, user := r.Message, false
+	kind, user := r.Message, ""
 	r.Attrs(func(a slog.Attr) bool {
 		switch {
 		case a.Key == "user":
-			user = a.Value.String() != ""
+			user = a.Value.String()
 		case a.Key == "result" && a.Value.String() == clearText:
-			user = false // he has only said who he is
+			user = "" // he has only said who he is
 		case a.Key == "verb" && a.Value.String() == "AUTH":
 			kind = "TLS handshake"
 		}
 		return true
 	})
-	if user {
-		return ""
+	switch {
+	case user == "":
+		return kind
+	case r.Message == "refused": // tens of thousands a second would fill the disk, or have journald drop others' lines
+		return kind + " " + user
 	}
-	return kind
+	return ""
 }
 
 // A logLimit is what all handlers of one logger share. It has no goroutine: a timer
@@ -492,7 +495,7 @@ func strangerKind(r *slog.Record) string {
 type logLimit struct {
 	mu      mutex // guards what follows; never held while a line is written
 	rate    int
-	kinds   map[string]*limitedKind // as many as strangerKind knows
+	kinds   map[string]*limitedKind // as many as limitedKindOf knows, with one for each user
 	telling *time.Timer             // nil: nothing to tell
 	counted func(n int)             // for the metrics; may be nil
 
@@ -524,7 +527,7 @@ func (h *limitHandler) WithGroup(name string) slog.Handler {
 }
 
 func (h *limitHandler) Handle(ctx context.Context, r slog.Record) error {
-	if kind := strangerKind(&r); kind != "" && !h.allow(kind) {
+	if kind := limitedKindOf(&r); kind != "" && !h.allow(kind) {
 		return nil
 	}
 	l := h.limit

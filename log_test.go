@@ -263,7 +263,7 @@ func TestLogForging(t *testing.T) {
 // --- what strangers may cause ---
 
 // TestLogLimit: of a flood a burst comes through and then log.rate lines a second, the
-// rest is counted, and lines of users come through all of it.
+// rest is counted, and lines of users come through all of it, but for a flood of one's own.
 func TestLogLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out syncBuffer
@@ -280,31 +280,35 @@ func TestLogLimit(t *testing.T) {
 			func() {
 				log.Info("refused", "session", 1, "addr", "192.0.2.1", "verb", "AUTH", "result", "TLS handshake")
 			},
+			func() { log.Info("refused", "user", "eve", "verb", "DELE", "result", "not_found") },
 		}
 		const seconds, each = 15, 200 // a second of each
-		for range seconds * each {
+		for i := range seconds * each {
 			for _, flood := range floods {
 				flood()
 			}
 			log.Info("transfer", "user", "ann")
-			log.Info("refused", "user", "ann", "verb", "DELE")
+			log.Info("deleted", "user", "eve")
+			if i%each == 0 {
+				log.Info("refused", "user", "ann", "verb", "DELE")
+			}
 			time.Sleep(time.Second / each)
 		}
 		// A burst of ten seconds' worth, and 20 a second for 15 seconds; two floods share one kind.
 		const through = 20*logBurst + 20*seconds
-		for pattern, want := range map[string]int{`msg="login failed"`: through, "verb=AUTH": through, `msg=refused addr=|user=guest addr=`: through} {
+		for pattern, want := range map[string]int{`msg="login failed"`: through, "verb=AUTH": through, "msg=refused user=eve": through, `msg=refused addr=|user=guest addr=`: through} {
 			if got := count(pattern); got < want-1 || got > want+1 {
 				t.Errorf("%s: %d lines, want %d", pattern, got, want)
 			}
 		}
-		if got := count("msg=transfer") + count("msg=refused user=ann"); got != 2*seconds*each {
+		if got := count("msg=transfer") + count("msg=deleted") + count("msg=refused user=ann"); got != 2*seconds*each+seconds {
 			t.Errorf("%d lines about users", got)
 		}
 		if got := count(`level=WARN msg="left out" of="login failed" count=\d+\n`); got != 1 {
 			t.Errorf("told %d times after 15 s\n", got)
 		}
 		time.Sleep(leftOutEvery) // the attack is over, and the rest is told
-		if got := count(`msg="left out"`); got != 6 {
+		if got := count(`msg="left out"`); got != 8 {
 			t.Errorf("told %d times in all", got)
 		}
 		told := 0
@@ -313,7 +317,7 @@ func TestLogLimit(t *testing.T) {
 			fmt.Sscan(m[1], &n)
 			told += n
 		}
-		if all := len(floods)*seconds*each - count(`msg="login failed"|verb=AUTH|msg=refused addr=|user=guest addr=`); told != all || counted != all {
+		if all := len(floods)*seconds*each - count(`msg="login failed"|verb=AUTH|msg=refused addr=|msg=refused user=eve|user=guest addr=`); told != all || counted != all {
 			t.Errorf("%d lines are missing; %d were told, and %d counted", all, told, counted)
 		}
 
@@ -335,7 +339,7 @@ func TestLogLimit(t *testing.T) {
 			t.Error("the last line does not tell what was left out at the end")
 		}
 		time.Sleep(2 * leftOutEvery)
-		if got := count(`msg="left out"`); got != 7 {
+		if got := count(`msg="left out"`); got != 9 {
 			t.Errorf("told %d times", got)
 		}
 	})
