@@ -677,6 +677,10 @@ func (c *child) await(ctx context.Context) programResult {
 			r.reason = programOutputLimit
 		}
 	default:
+		// Who cancels takes no more output, and a program may die of that before it is ended.
+		if r.ended() && ctx.Err() != nil && c.failed() {
+			r.reason = programCancelled
+		}
 	}
 	return r
 }
