@@ -30,6 +30,15 @@ import (
 // asBerth makes the test binary be berth: see TestMain.
 const asBerth = "BERTH_TEST_AS_BERTH"
 
+// Some tests take away from a thread, for good, what it may do, and so end it. The process's first thread can not
+// be ended: it would stay, and be what /proc/self tells of this process. It is kept from them: locked in an init
+// function, the main goroutine has it for as long as the tests run.
+func init() {
+	if os.Getenv(asBerth) == "" {
+		runtime.LockOSThread()
+	}
+}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asBerth) != "" {
 		if id := os.Getenv(testBootID); id != "" {
