@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestKubernetes: the configurations in packaging/kubernetes are ones that berth takes, with
@@ -61,12 +62,24 @@ func TestKubernetes(t *testing.T) {
 		if cfg.Server.Name != pod || !strings.HasPrefix(cfg.Passive.Address, pod+".") {
 			t.Errorf("%s is for %s at %s", m[1], cfg.Server.Name, cfg.Passive.Address)
 		}
-		if drain := cfg.Server.Drain.std().Seconds(); drain >= 75 || !strings.Contains(text, "terminationGracePeriodSeconds: 75\n") {
-			t.Errorf("%s drains for %v s, and is killed before", m[1], drain)
+		if most := cfg.Server.Drain.std() + drainCourtesy + 5*time.Second; most >= 90*time.Second || !strings.Contains(text, "terminationGracePeriodSeconds: 90\n") || !strings.Contains(text, "preStop: {sleep: {seconds: 5}}\n") {
+			t.Errorf("%s ends within %v, and is killed before", m[1], most)
 		}
 		// Each data port is in the pod's own Service.
-		if n := strings.Count(text, "port: 5000"); cfg.Passive.Ports.String() != "50000-50003" || n != 2*4 {
+		if n := len(regexp.MustCompile(`name: data-\d, port: 5000\d}`).FindAllString(text, -1)); cfg.Passive.Ports.String() != "50000-50003" || n != 2*4 {
 			t.Errorf("ports %v, and %d in Services", cfg.Passive.Ports, n)
 		}
+	}
+	// Metrics, which name users, are not for everybody; files are.
+	_, policy, _ := strings.Cut(text, "kind: NetworkPolicy\n")
+	policy, _, _ = strings.Cut(policy, "\n---")
+	open, metrics, _ := strings.Cut(policy, "- from:")
+	for part, want := range map[string]string{open: "port: 2121} port: 50000, endPort: 50003}", metrics: "port: 9621}"} {
+		if got := strings.Join(regexp.MustCompile(`port: .*}`).FindAllString(part, -1), " "); got != want {
+			t.Errorf("the policy has %q, want %q", got, want)
+		}
+	}
+	if image := regexp.MustCompile(`(?m)^ *image: (.*)$`).FindStringSubmatch(text); image == nil || !regexp.MustCompile(`:\d+\.\d+\.\d+$`).MatchString(image[1]) {
+		t.Errorf("the image is %q: two pods may have two versions of it", image)
 	}
 }
