@@ -521,6 +521,15 @@ func (d *doctor) checkDisks() {
 		return k
 	}
 	see(d.cfg.Server.StateDir)
+	if d.page != "" { // else none runs, or it would not tell
+		lines, _ := (&userCommand{local: d.cfg.Listen.Local}).askUsage()
+		for _, l := range lines {
+			if l.State == usageElsewhere {
+				d.say(levelFail, "ledger.elsewhere|user $1: another berth counts the home $2, so he is refused here; its log here names that one|quota = \"filesystem\"   in $3, and there|or: end that berth",
+					l.User, l.Home, joinPath(d.cfg.Server.UsersDir, l.User+userSuffix))
+			}
+		}
+	}
 	kept := d.kept()
 	walked := map[string]*homeCount{}
 	good, judged, cut := 0, 0, 0

@@ -543,6 +543,9 @@ func (s *session) doStanding(q *request) error {
 	default:
 		a.Text = srv.full(c, 1)
 	}
+	if u := srv.users.get(name); a.Text == "" && u != nil && u.Quota != "filesystem" && srv.jails.ledger.elsewhere(u.Home) {
+		a.Text = "Another berth counted his home when this one tried last, which each login does again; with quota = \"filesystem\" both serve it."
+	}
 	if a.Text == "" {
 		a.Reason = ""
 		a.Text = fmt.Sprintf("Nothing bars him now: %d sessions of his, %d from there, %d in all; %d failed logins from there, and one more is answered after %s.", has, srv.byAddr[peer], len(srv.sessions)-1, failed, delay)

@@ -84,7 +84,7 @@ type ledger struct {
 	homes    map[fileID]*balance
 	users    map[string]*balance
 	held     map[fileID]*homeLock
-	told     map[fileID]bool        // the log has been told that another berth has it
+	told     map[string]bool        // homes that another berth has, as the log has been told
 	past     map[string]ledgerEntry // by home: from the last run, until asked for
 	clean    bool                   // the last run ended in order
 }
@@ -137,7 +137,7 @@ type ledgerFile struct {
 // newLedger takes the ledger in dir over from the last run. It refuses nothing:
 // a file that cannot be read, or is not whole, costs a count of every home.
 func newLedger(dir string, log *slog.Logger) *ledger {
-	l := &ledger{dir: dir, log: log, partials: newPartialSet(), homes: map[fileID]*balance{}, users: map[string]*balance{}, held: map[fileID]*homeLock{}, told: map[fileID]bool{}}
+	l := &ledger{dir: dir, log: log, partials: newPartialSet(), homes: map[fileID]*balance{}, users: map[string]*balance{}, held: map[fileID]*homeLock{}, told: map[string]bool{}}
 	var most unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &most) == nil {
 		l.most = int(min(most.Cur, 1<<30)) / homeLockShare

@@ -77,8 +77,8 @@ func (l *ledger) hold(dir int, id fileID, home string) error {
 	case errors.Is(h.err, errOtherBerth):
 		l.mu.Lock()
 		delete(l.held, id)
-		again := l.told[id]
-		l.told[id] = true
+		again := l.told[home]
+		l.told[home] = true
 		l.mu.Unlock()
 		if !again {
 			l.log.Error("home is counted by another berth; its users are refused here", "home", home, "by", cmp.Or(holder, "another process of this machine"),
@@ -92,13 +92,21 @@ func (l *ledger) hold(dir int, id fileID, home string) error {
 		fallthrough
 	default:
 		l.mu.Lock()
-		delete(l.told, id)
+		delete(l.told, home)
 		l.mu.Unlock()
 		l.keep()
 		l.claim(h.file, dir, home)
 	}
 	close(h.tried)
 	return h.err
+}
+
+// elsewhere tells whether another berth had a home when it was last asked for. Nothing
+// is looked at, as it is for who must not wait for a disk.
+func (l *ledger) elsewhere(home string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.told[home]
 }
 
 // lockHome locks the home that dir is open at. holder is who has it, where that can be

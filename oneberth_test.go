@@ -231,7 +231,20 @@ func TestOneLedgerAHome(t *testing.T) {
 		c.closed()
 	}
 	b := newTwin(t, home, user)
+	b.box.configure(t, strings.Replace(daemonListen, "local = []", fmt.Sprintf("local = [%q]", filepath.Join(b.box.dir, "berth.sock")), 1)+quickDrain)
 	refused(b)
+	says := func(exit int, want string, args ...string) {
+		t.Helper()
+		if code, out, errs := cli(t, append(args, "--config", b.file)...); code != exit || !wildcard(want, squeezed(out+errs)) {
+			t.Errorf("%v: %d, %q, want %d, %q", args, code, out+errs, exit, want)
+		}
+	}
+	says(exitOK, "*ann - 1.00 MiB - - - - counted by another berth*", "user", "usage")
+	says(exitFailed, "*Another berth counts this home*", "user", "scan", "ann")
+	says(exitFailed, "*refused: the daemon says: Another berth counted his home *", "check", "--explain", "user=ann", "from=127.0.0.1")
+	if _, all := examine(t, b.file); the(all, "ledger.elsewhere", "user ann: another berth counts the home "+home) == nil {
+		t.Errorf("doctor found %+v", all)
+	}
 	a.login().stored("STOR b", testBytes(1000)) // the first is none the worse for it
 
 	a.p.signal(syscall.SIGTERM)

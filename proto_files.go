@@ -701,6 +701,10 @@ func (s *session) siteSCAN(arg string) error {
 	}
 	s.flush()
 	was, is, err := s.srv.house.scan(u)
+	if errors.Is(err, errOtherBerth) {
+		s.reply(codeBusy, "Another berth counts this home; the log tells which.")
+		return nil
+	}
 	if err != nil {
 		return s.fail(err)
 	}

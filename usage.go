@@ -30,6 +30,7 @@ const (
 	usageCounted    = "counted"
 	usageCounting   = "counting"
 	usageUnknown    = "unknown"
+	usageElsewhere  = "elsewhere" // another berth counts it, and no user of it gets in here
 	usageFilesystem = "filesystem"
 )
 
@@ -77,11 +78,14 @@ func (l *usageLine) look(kernel bool) {
 	}
 }
 
+// told is whether anything is known.
+func (l *usageLine) told() bool { return l.State == usageCounted || l.State == usageFilesystem }
+
 // share is how much of the fuller of both quotas is used, in percent with one digit.
 //
 //go:noinline
 func (l *usageLine) share() *usageLine {
-	if l.State == usageUnknown || l.State == usageCounting || l.QuotaBytes <= 0 && l.QuotaFiles <= 0 {
+	if !l.told() || l.QuotaBytes <= 0 && l.QuotaFiles <= 0 {
 		return l
 	}
 	most := 0.0
@@ -113,7 +117,9 @@ func (s *session) doQuotas(q *request) error {
 			l := newUsageLine(u)
 			b := s.srv.jails.ledger.user(u.Name)
 			if kernel := u.Quota == "filesystem"; kernel || b == nil {
-				if !hung {
+				if !kernel && s.srv.jails.ledger.elsewhere(u.Home) {
+					l.State = usageElsewhere
+				} else if !hung {
 					l, hung = lookPatiently(l, kernel)
 				}
 			} else {
@@ -171,13 +177,16 @@ func (c *userCommand) usage() error {
 	for _, l := range lines {
 		used, files, state := humanBytes(l.Bytes), strconv.FormatInt(l.Files, 10), l.State
 		switch {
-		case l.State == usageUnknown, l.State == usageCounting:
+		case !l.told():
 			used, files = "-", "-"
 		case !l.Exact:
 			state += ", in doubt"
 		}
-		if l.State == usageCounting {
+		switch l.State {
+		case usageCounting:
 			state = "being counted"
+		case usageElsewhere:
+			state = "counted by another berth"
 		}
 		rows = append(rows, []string{l.User, used, quotaCell(l.QuotaBytes, humanBytes), usePercent(used, l.Bytes, l.QuotaBytes),
 			files, quotaCell(l.QuotaFiles, func(n int64) string { return strconv.FormatInt(n, 10) }), usePercent(files, l.Files, l.QuotaFiles), state})
