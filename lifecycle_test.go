@@ -748,13 +748,44 @@ func TestDrainCourtesyEnds(t *testing.T) {
 	}
 }
 
+// Who is slow has his five seconds for each command, parked or not; they begin with the last one, and not with the drain.
+func TestDrainWaitsForTheSlow(t *testing.T) {
+	t.Parallel()
+	inBox(t, "server.drain = \"1m\"\n", "", func(t *testing.T, b *ftpBox) {
+		line, frames := b.dial(t).login(), b.dialFrames(t).enter()
+		time.Sleep(3 * time.Second)
+		d := b.drains()
+		time.Sleep(drainGrace - 3*time.Second - 1)
+		line.cmd("PWD", "257 *")
+		frames.do(`{"do":"stat","path":"/"}`, 213, "")
+		time.Sleep(drainGrace - 1)
+		line.cmd("PWD", "257 *")
+		frames.do(`{"do":"stat","path":"/"}`, 213, "")
+		line.want("421 *")
+		frames.wantFrame(frameAnswer, `{"code":421,*`)
+		if took, want := d.took(), drainCourtesy; took != want {
+			t.Errorf("it takes %v; want %v", took, want)
+		}
+	})
+	inBox(t, "server.drain = \"1m\"\n", "", func(t *testing.T, b *ftpBox) {
+		line, frames := b.dial(t).login(), b.dialFrames(t).enter()
+		time.Sleep(3 * time.Second)
+		d := b.drains()
+		line.want("421 *")
+		frames.wantFrame(frameAnswer, `{"code":421,*`)
+		if took, want := d.took(), drainGrace-3*time.Second; took != want {
+			t.Errorf("it takes %v; want %v", took, want)
+		}
+	})
+}
+
 // Who has been quiet for a while is told at once, on the wire as in memory.
 func TestDrainQuiet(t *testing.T) {
 	t.Parallel()
 	t.Run("frames", func(t *testing.T) {
 		inBox(t, "", "", func(t *testing.T, b *ftpBox) {
 			c := b.dialFrames(t).enter()
-			time.Sleep(parkAfter + 1)
+			time.Sleep(drainGrace)
 			d := b.drains()
 			c.wantFrame(frameAnswer, `{"code":421,*`)
 			if took := d.took(); took != 0 {
@@ -764,20 +795,24 @@ func TestDrainQuiet(t *testing.T) {
 	})
 	t.Run("lines", func(t *testing.T) {
 		t.Parallel()
-		b := newFTPBox(t, realListen, "")
+		b := newFTPBox(t, "server.drain = \"1m\"\n"+strings.Replace(realListen, "server.drain = \"5s\"\n", "", 1), "")
 		c := b.dialReal(t, b.serveReal(t)[0]).login()
-		waitUntil(t, "the session is quiet", func() bool {
+		waitUntil(t, "the session has been quiet for a while", func() bool {
 			time.Sleep(5 * time.Millisecond)
-			all := b.srv.everySession()
-			all[0].mu.Lock()
-			defer all[0].mu.Unlock()
-			return all[0].quiet
+			s := b.srv.everySession()[0]
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			parked := s.idle && time.Since(s.idleFrom) > parkAfter+parkAfter/10
+			if parked { // and now for longer than it was
+				s.idleFrom = s.idleFrom.Add(-drainGrace)
+			}
+			return parked
 		})
 		began := time.Now()
 		go b.srv.shutdown(nil)
 		c.want("421 *")
 		c.closed()
-		if took := time.Since(began); took > drainGrace/2 {
+		if took := time.Since(began); took >= drainGrace-2*parkAfter {
 			t.Errorf("a quiet session is told after %v", took)
 		}
 		b.srv.running.Wait()

@@ -37,9 +37,9 @@ const (
 	// stack that grew does not shrink, and idle sessions are most of them.
 	parkAfter = time.Second
 
-	// drainGrace is how long a draining server waits for the next command of a
-	// session that had one within parkAfter, and drainCourtesy for how long in all it
-	// takes commands. Who has connected or logged in a moment before a restart can so
+	// drainGrace is how long after its last command the next one of a session may come
+	// while the server drains, and drainCourtesy for how long in all it takes commands.
+	// Who has connected or logged in a moment before a restart can so
 	// fetch his file and leave, and needs not know of it: that 200 connections a
 	// second live through restarts on a busy machine is what .ci/systemd shows, and
 	// with one second not all of them did. A restart takes that much longer only if
@@ -133,7 +133,7 @@ type session struct {
 	draining bool
 	killed   error // why it was, see kill
 	idle     bool
-	quiet    bool          // idle for longer than parkAfter
+	idleFrom time.Time
 	shaking  bool          // in a TLS handshake
 	framed   bool          // fr is there
 	listener *listener     // made by hears
@@ -272,7 +272,7 @@ func (s *session) park() {
 		return
 	}
 	s.bare.SetReadDeadline(s.idleAt)
-	if !s.setQuiet() {
+	if !s.setIdle(true) {
 		go s.run(errDrain)
 		return
 	}
@@ -304,10 +304,10 @@ func readable(fd uintptr) bool {
 func (s *session) setIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.quiet = false
 	if s.idle != idle {
 		s.idle = idle
 		if idle {
+			s.idleFrom = time.Now()
 			s.srv.quick.busy.Add(-1)
 		} else {
 			s.srv.quick.busy.Add(1)
@@ -317,21 +317,18 @@ func (s *session) setIdle(idle bool) bool {
 		return true
 	}
 	left := s.courtesy()
-	if idle && left > 0 {
-		s.bare.SetReadDeadline(time.Now().Add(min(left, drainGrace)))
+	if idle {
+		left = s.waitNoLonger()
 	}
 	return left > 0
 }
 
-// setQuiet is setIdle for a session that has been idle for some time.
-func (s *session) setQuiet() bool {
-	if !s.setIdle(true) {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.quiet = true
-	return !s.draining
+// waitNoLonger has an idle session of a draining server wait for drainGrace, which may be over,
+// and tells for how long it waits. s.mu is held.
+func (s *session) waitNoLonger() time.Duration {
+	left := min(s.courtesy(), time.Until(s.idleFrom.Add(drainGrace)))
+	s.bare.SetReadDeadline(time.Now().Add(left))
+	return left
 }
 
 // drain asks the session to end: at once if it is idle, else after what it does.
@@ -341,10 +338,8 @@ func (s *session) drain() {
 	defer s.mu.Unlock()
 	s.draining = true
 	switch {
-	case s.idle && s.quiet:
-		s.bare.SetReadDeadline(time.Unix(1, 0))
 	case s.idle:
-		s.bare.SetReadDeadline(time.Now().Add(min(s.courtesy(), drainGrace)))
+		s.waitNoLonger()
 	case s.shaking: // a stranger who says nothing must not hold a restart
 		s.bare.SetDeadline(time.Now().Add(min(s.courtesy(), drainGrace)))
 	case s.xfer == nil && !s.late.Load(): // nor one who does not read his replies
@@ -494,18 +489,7 @@ func (s *session) read() error {
 		}
 	}
 	n, err := s.conn.Read(in.space())
-	if !s.setIdle(false) {
-		return errDrain
-	}
-	if n > 0 {
-		in.got(n)
-		return nil
-	}
-	timeout := errors.Is(err, os.ErrDeadlineExceeded)
-	if timeout && s.drained() {
-		return errDrain
-	}
-	if soon && timeout {
+	if n == 0 && soon && errors.Is(err, os.ErrDeadlineExceeded) {
 		if !in.buffered() {
 			s.dropInput()
 		}
@@ -514,18 +498,18 @@ func (s *session) read() error {
 		}
 		s.conn.SetReadDeadline(s.idleAt)
 		s.conn.SetWriteDeadline(s.idleAt)
-		if !s.setQuiet() {
+		if !s.setIdle(true) {
 			return errDrain
 		}
 		in = s.takeInput()
 		n, err = s.conn.Read(in.space())
-		if !s.setIdle(false) || n == 0 && s.drained() {
-			return errDrain
-		}
-		if n > 0 {
-			in.got(n)
-			return nil
-		}
+	}
+	if !s.setIdle(false) || n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && s.drained() {
+		return errDrain
+	}
+	if n > 0 {
+		in.got(n)
+		return nil
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = io.EOF
