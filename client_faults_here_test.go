@@ -327,20 +327,35 @@ func (s *slowReader) Read(p []byte) (int, error) {
 // data; the client's P keep the put alive.
 func TestFaultsSlowInput(t *testing.T) {
 	w := newFaultWorld(t, "", "")
-	in := &slowReader{pieces: []string{"one ", "two"}, more: make(chan struct{}, 2)}
-	in.more <- struct{}{}
-	p := newFaultProxy(t, w.addr, always(fault{}))
-	go func() {
-		time.Sleep(1300 * time.Millisecond) // data_timeout is 1s: this is about real time
+	inTime(t, func() error {
+		in := &slowReader{pieces: []string{"one ", "two"}, more: make(chan struct{}, 2)}
 		in.more <- struct{}{}
-	}()
-	r := faultVerb(in, p.port(), "put", "-", "ann@127.0.0.1:f", "--timeout", "900ms")
-	p.close()
-	r.wants(t, exitOK, "")
-	if got := w.b.content(t, "f"); got != "one two" || p.count() != 1 {
-		t.Errorf("%q over %d connections", got, p.count())
-	}
+		p := newFaultProxy(t, w.addr, always(fault{}))
+		go func() {
+			time.Sleep(1300 * time.Millisecond) // data_timeout is 1s: this is about real time
+			in.more <- struct{}{}
+		}()
+		r := faultVerb(in, p.port(), "put", "-", "ann@127.0.0.1:f", "--timeout", "900ms")
+		p.close()
+		if got, _ := os.ReadFile(w.there("f")); r.code != exitOK || r.errs != "" || string(got) != "one two" || p.count() != 1 {
+			return fmt.Errorf("%v: %q over %d connections", r, got, p.count())
+		}
+		return nil
+	})
 	w.settled()
+}
+
+// inTime does what needs a machine that is never late by much. A busy one is so now and then; where what is tested does
+// not work, it goes wrong each time.
+func inTime(t *testing.T, do func() error) {
+	t.Helper()
+	var err error
+	for range 5 {
+		if err = do(); err == nil {
+			return
+		}
+	}
+	t.Error(err)
 }
 
 // A slowWriter takes its first piece after a while.
@@ -359,17 +374,20 @@ func TestFaultsSlowOutput(t *testing.T) {
 	w := newFaultWorld(t, "", "")
 	content := testBytes(6 << 20)
 	w.store(content)
-	p := newFaultProxy(t, w.addr, always(fault{}))
-	out, errs := &slowWriter{}, &syncBuffer{}
-	inv := &invocation{verb: findVerb("get"), stdin: strings.NewReader(""), stdout: out, stderr: errs, ctx: t.Context(), pause: time.Millisecond}
-	err := inv.read([]string{"ann@127.0.0.1:f", "-", "-q", "-p", p.port(), "--timeout", "1s"})
-	if err == nil {
-		err = runClient(inv)
-	}
-	p.close()
-	if err != nil || out.String() != string(content) || p.count() != 1 {
-		t.Errorf("%v, %d bytes over %d connections, %s", err, len(out.String()), p.count(), errs)
-	}
+	inTime(t, func() error {
+		p := newFaultProxy(t, w.addr, always(fault{}))
+		out, errs := &slowWriter{}, &syncBuffer{}
+		inv := &invocation{verb: findVerb("get"), stdin: strings.NewReader(""), stdout: out, stderr: errs, ctx: t.Context(), pause: time.Millisecond}
+		err := inv.read([]string{"ann@127.0.0.1:f", "-", "-q", "-p", p.port(), "--timeout", "1s"})
+		if err == nil {
+			err = runClient(inv)
+		}
+		p.close()
+		if err != nil || out.String() != string(content) || p.count() != 1 {
+			return fmt.Errorf("%v, %d bytes over %d connections, %s", err, len(out.String()), p.count(), errs)
+		}
+		return nil
+	})
 	w.ended()
 }
 

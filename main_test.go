@@ -517,11 +517,13 @@ func (p *process) dial(kind string) *ftpClient {
 const daemonListen = "log.format = \"json\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [\"127.0.0.1:0\"], http = [\"127.0.0.1:0\"], local = [] }\n"
 
 // quickDrain is for a daemon that is to end while clients are there: they are not
-// given the time that they would have, see drainGrace.
+// given the time that they would have, see drainGrace. Nor is the farewell: the test
+// of that has a longer one.
 const quickDrain = "server.drain = \"200ms\"\n"
 
 func TestDrain(t *testing.T) {
-	file, b := writeConfig(t, daemonListen+"server.drain = \"4s\"\n")
+	t.Parallel() // it waits for drainGrace
+	file, b := writeConfig(t, daemonListen+"server.drain = \"20s\"\n")
 	p := serveBerth(t, file, nil)
 	idle, busy := p.dial("control").login(), p.dial("control").login()
 	busy.cmd("EPSV", "229 *")
@@ -634,8 +636,8 @@ func TestLocalSocket(t *testing.T) {
 		if _, text := c.reply(); strings.Contains(text, "PASV") || strings.Contains(text, "AUTH") {
 			t.Errorf("FEAT lists what does not work here: %q", text)
 		}
+		c.cmd("QUIT", "221 *")
 		p.signal(syscall.SIGTERM)
-		c.want("421 *")
 		p.ended(exitOK)
 		if err := syscall.Mknod(sock, syscall.S_IFSOCK|0o600, 0); err != nil && !errors.Is(err, os.ErrExist) {
 			t.Fatal(err) // what kill -9 leaves behind
