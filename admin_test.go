@@ -196,7 +196,13 @@ func TestAdminWhileDraining(t *testing.T) {
 
 	says(t, exitOK, "Draining.\n", "", at("drain")...)
 	waitUntil(t, "the daemon drains", func() bool { _, err := os.Stat(path); return err != nil })
-	waitUntil(t, "the operator is heard", func() bool { _, err := os.Stat(path + lateSuffix); return err == nil })
+	waitUntil(t, "the operator is heard", func() bool { // the file is there before anybody listens
+		c, err := net.Dial("unix", path+lateSuffix)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	says(t, exitOK, "ID *\n* ann *STOR */f *\n", "", at("who")...)
 	says(t, exitOK, "Draining.\n", "", at("drain")...)
 	says(t, exitOK, "Told 0 sessions at once. 1 speak FTP*", "", at("wall", "last call")...)

@@ -209,9 +209,9 @@ func TestProgramTakesItsGroupAlong(t *testing.T) {
 sleep 300 & echo $!
 (sleep 300 & echo $!) &
 wait $!
-(sh -c 'echo $$; kill -STOP $$' & exec sleep 300) & echo $!
+(sh -c 'echo $$ | tee stops; kill -STOP $$' & exec sleep 300) & echo $!
 echo $$
-while [ "$(cut -d' ' -f3 /proc/*/stat 2>/dev/null | grep -c T)" = 0 ]; do :; done
+while [ "$(cut -d' ' -f3 /proc/$(cat stops)/stat)" != T ]; do :; done 2>/dev/null
 echo ready
 wait`, out)
 	p.Grace = 100 * time.Millisecond
@@ -302,7 +302,7 @@ func TestProgramDiesWithBerth(t *testing.T) {
 	victim.Process.Kill()
 	n := 0
 	for n, err = 0, unix.EINTR; err == unix.EINTR; {
-		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
 	}
 	if n != 1 || err != nil {
 		unix.Kill(pid, unix.SIGKILL)
