@@ -501,10 +501,13 @@ func (doc *tomlDocument) mistyped(path, format string, args ...any) {
 }
 
 // tomlFields are the keys a struct type knows, in its order.
-func tomlFields(t reflect.Type) []reflect.StructField {
-	return slices.DeleteFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool {
-		return !f.IsExported() || f.Anonymous || tomlName(f) == "-"
-	})
+func tomlFields(t reflect.Type) (fields []reflect.StructField) {
+	for _, f := range reflect.VisibleFields(t) {
+		if f.IsExported() && !f.Anonymous && tomlName(f) != "-" {
+			fields = append(fields, f)
+		}
+	}
+	return fields
 }
 
 func tomlName(f reflect.StructField) string {

@@ -462,7 +462,9 @@ func (q *hookQueue) insert(e *hookEntry) {
 	for i > 0 && l.entries[i-1].seq > e.seq {
 		i--
 	}
-	l.entries = slices.Insert(l.entries, i, e)
+	l.entries = append(l.entries, nil)
+	copy(l.entries[i+1:], l.entries[i:])
+	l.entries[i] = e
 }
 
 // nudge makes run look again.
