@@ -45,6 +45,9 @@ func newDataPorts(quick *quickPoll) *dataPorts {
 		shared: newSharedPorts(),
 		listen: func(a netip.AddrPort) (net.Listener, error) { return listenQuick(a, quick) },
 		dial: func(ctx context.Context, local netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			if crowded(1) {
+				return nil, unix.EMFILE
+			}
 			d := net.Dialer{KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
 			return d.DialContext(ctx, "tcp", to.String())
 		},
@@ -217,6 +220,10 @@ func listenQuick(addr netip.AddrPort, quick *quickPoll) (net.Listener, error) {
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
+	}
+	if isKept(fd, 1) {
+		unix.Close(fd)
+		return nil, unix.EMFILE
 	}
 	// Ports of earlier transfers in TIME_WAIT can be used again.
 	err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))

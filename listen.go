@@ -25,6 +25,14 @@ import (
 const (
 	groupFile    = "/etc/group"
 	maxGroupFile = 4 << 20 // a university's has some thousand groups with their members
+
+	// keptDescriptors is how many of the last descriptors that the process may have
+	// (RLIMIT_NOFILE) connections for data may not take, and sessions not twice as many:
+	// the pages of listen.http and the operator, who are the ones to tell of it, have these.
+	// A page takes one or two, and a try of each listener two for each. With few
+	// descriptors it is their keptShare-th part.
+	keptDescriptors = 32
+	keptShare       = 8
 )
 
 // A socketKind is one name of contract section 3, as it stands in
@@ -385,6 +393,23 @@ func wrongSocket(fd int, network string) string {
 		return "an MPTCP socket, which the rules for ports of the sandbox do not see; remove SocketProtocol=mptcp"
 	}
 	return ""
+}
+
+// isKept tells, of a descriptor that was just opened, whether it is one of the last, so
+// many times keptDescriptors of them. The kernel gives the lowest that is free, so all
+// below are in use.
+func isKept(fd, times int) bool {
+	var most unix.Rlimit
+	unix.Getrlimit(unix.RLIMIT_NOFILE, &most)
+	n := int(min(most.Cur, 1<<30))
+	return fd >= n-times*min(keptDescriptors, n/keptShare)
+}
+
+// crowded tells whether the next descriptor is one of those.
+func crowded(times int) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	unix.Close(fd)
+	return err != nil || isKept(fd, times)
 }
 
 // onDescriptor runs call on the descriptor of a listener or connection.

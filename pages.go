@@ -123,10 +123,10 @@ func (p *pages) healthz() (text string, status int) {
 
 var errNoDescriptor = errors.New("no file descriptor is free for new connections; raise LimitNOFILE= of the unit, or lower limits.sessions")
 
-// short tells that connections could not be accepted of late.
+// short tells that a session would find no descriptor, or that one has not of late.
 func (s *server) short() bool {
 	at := s.probes.short.Load()
-	return at != 0 && time.Since(s.started)-time.Duration(at) < shortFor
+	return at != 0 && time.Since(s.started)-time.Duration(at) < shortFor || crowded(2)
 }
 
 // notReady is why no new session should come here now; nil if it may.

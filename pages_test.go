@@ -560,6 +560,71 @@ func TestHealthzWithoutDescriptors(t *testing.T) {
 	p.signal(syscall.SIGTERM)
 }
 
+// The last descriptors are for those who are to hear that there are no others: probes
+// and the operator are answered, clients are told at once, and neither a session nor its
+// data connection takes what is kept.
+func TestDescriptorsAreKept(t *testing.T) {
+	t.Parallel()
+	file, _ := writeConfig(t, fmt.Sprintf("log.format = \"json\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [], http = [\"127.0.0.1:0\"], local = [%q] }\n", filepath.Join(shortDir(t), "s"))+quickDrain)
+	p := serveBerth(t, file, nil)
+	pid := p.cmd.Process.Pid
+	var was unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &was); err != nil {
+		t.Fatal(err)
+	}
+	limit := func(n int) {
+		t.Helper()
+		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: was.Max}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func() int {
+		all, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	limit(80)
+	c := p.dial("control").login()
+	refused := ""
+	for range 80 {
+		if refused, _ = p.dial("control").line(replyTime); !strings.HasPrefix(refused, "220 ") {
+			break
+		}
+	}
+	if !strings.HasPrefix(refused, "421 Too many connections") {
+		t.Errorf("the last session: %q", refused)
+	}
+	if n := open(); n < 50 || n > 62 {
+		t.Errorf("%d of 80 descriptors are open, and 20 are kept", n)
+	}
+	for range 3 { // and stays so, as long as it is so
+		for page, want := range map[string]string{"/healthz": "200 ok, but no file descriptor is free", "/readyz": "503 not ready: no file descriptor is free",
+			"/?format=json": "200 {\"name\":\"berth\"", "/metrics": "200 "} {
+			a := askHTTP(t, p.addrs["http"], "GET "+page+" HTTP/1.0\r\n\r\n")
+			text, _ := io.ReadAll(a[0].Body)
+			if got := fmt.Sprintf("%d %s", a[0].StatusCode, text); !strings.HasPrefix(got, want) {
+				t.Errorf("%s: %.200q", page, got)
+			}
+			if page == "/metrics" && !strings.Contains(string(text), "\nprocess_open_fds ") {
+				t.Error("/metrics does not tell how many are open")
+			}
+		}
+	}
+	p.dial("local").want("220 *") // root, and who runs the daemon
+	c.cmd("EPSV", "229 *")
+	limit(open() + 3) // three are free, and all are kept
+	c.cmd("EPSV", "4*")
+	c.cmd("NOOP", "200 *")
+	limit(int(was.Cur))
+	c.cmd("EPSV", "229 *")
+	if a := askHTTP(t, p.addrs["http"], "GET /healthz HTTP/1.0\r\n\r\n"); a[0].StatusCode != 200 {
+		t.Errorf("afterwards: %v", a[0])
+	}
+	p.signal(syscall.SIGTERM)
+}
+
 // With http.tls the pages have the certificate of [tls], also a new one, and whoever
 // forgets the s of https is told.
 func TestPagesTLS(t *testing.T) {

@@ -376,13 +376,15 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 			if errors.Is(err, net.ErrClosed) || s.resting.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 				return
 			}
-			s.metrics.acceptErrors.Inc()
 			ended := errors.Is(err, unix.EINVAL) // accept(2): it does not listen
 			switch {
-			case ended:
-				s.listenAgain(k)
 			case lacking(err):
-				s.probes.short.Store(int64(time.Since(s.started)))
+				s.lacked()
+			default:
+				s.metrics.acceptErrors.Inc()
+				if ended {
+					s.listenAgain(k)
+				}
 			}
 			if pause = min(max(2*pause, 5*time.Millisecond), acceptPauseMax); pause >= 40*time.Millisecond || ended {
 				s.log.Warn("cannot accept connections", "listener", k.kind, "error", err, "retry", pause)
@@ -418,6 +420,12 @@ func (s *server) acceptFor(k socket, take func(net.Conn)) {
 // lacking tells whether accept(2) failed for want of descriptors or memory.
 func lacking(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// lacked notes that a connection found no descriptor, or none but those that are kept.
+func (s *server) lacked() {
+	s.metrics.acceptErrors.Inc()
+	s.probes.short.Store(int64(time.Since(s.started)))
 }
 
 // listenAgain makes a TCP socket listen that somebody else has ended: "ss -K" does that
@@ -485,7 +493,14 @@ func (s *server) begin(c net.Conn, kind string) {
 			ses.hasUID = false // nobody logs in any more, be it by his uid
 		}
 	}
-	if text := s.admit(ses); text != "" {
+	text := ""
+	if !ses.isOperator && crowded(2) {
+		s.lacked()
+		text = "Too many connections: no file descriptor is free; try again later."
+	} else {
+		text = s.admit(ses)
+	}
+	if text != "" {
 		s.metrics.sessionRefused(ses.proto)
 		s.log.Info("refused", "addr", ses.addrText(), "proto", ses.proto, "result", text)
 		if kind != "tls" {
