@@ -10,12 +10,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -107,10 +109,12 @@ func (d *testDisk) sync(t *testing.T) {
 	}
 }
 
-// Of <linux/fs.h>; ext4 and xfs have it.
+// Of <linux/fs.h>; ext4 and xfs have the first.
 const (
 	fsShutdown        = 0x8004587d // _IOR('X', 125, __u32)
 	fsShutdownNoFlush = 2          // not even the log: as if the power had gone
+	fsFreeze          = 0xc0045877 // FIFREEZE
+	fsThaw            = 0xc0045878 // FITHAW
 )
 
 // cut stops the file system dead.
@@ -127,6 +131,22 @@ func (d *testDisk) cut(t *testing.T) {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsShutdown, uintptr(unsafe.Pointer(&how))); errno != 0 {
 		t.Errorf("cutting the power: %v", errno)
 	}
+}
+
+// freeze has every write wait until thaw.
+func (d *testDisk) freeze(t *testing.T) (thaw func()) {
+	t.Helper()
+	f, err := os.Open(d.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsFreeze, 0); errno != 0 {
+		t.Fatalf("freezing: %v", errno)
+	}
+	thaw = sync.OnceFunc(func() { unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsThaw, 0) })
+	t.Cleanup(thaw)
+	return thaw
 }
 
 // remount is the machine's next start. Nothing may have files open there.
@@ -608,6 +628,101 @@ func TestHomeUnmounted(t *testing.T) {
 	}
 	b.start()
 	b.login()
+}
+
+// A disk that reads and does not write, as while a snapshot of it is made, makes the
+// daemon one that is not ready, though nothing is written to learn that; and neither of
+// its logs there keeps anybody for longer than a moment.
+func TestDiskFrozen(t *testing.T) {
+	t.Parallel()
+	disk := newTestDisk(t, "ext4", 0)
+	b := newFTPBoxWith(t, "", "", func(s *server) {
+		s.lookFree.grace = 0 // not seconds
+		cfg := *s.config()
+		cfg.Server.StateDir = disk.dir
+		s.current.Store(&cfg)
+	})
+	name := filepath.Join(disk.dir, "log")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	file := &logFile{f: f, disk: replyTime}
+	write := func(line string, want error) {
+		t.Helper()
+		if _, err := io.WriteString(file, line); !errors.Is(err, want) {
+			t.Errorf("%q: %v, want %v", line, err, want)
+		}
+	}
+	xferlog := newTransferLog(filepath.Join(disk.dir, "xferlog"), b.srv.log)
+	write("before\n", nil)
+	for deadline := time.Now().Add(replyTime); ; { // the look has a fifth of a second
+		err := b.srv.notReady()
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+
+	thaw := disk.freeze(t)
+	if err := b.srv.notReady(); err == nil || err.Error() != "the disk of the state directory stands still" {
+		t.Errorf("frozen, and %v", err)
+	}
+	file.disk = time.Millisecond
+	write("on its way\n", nil)
+	write("lost\n", unix.EAGAIN)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for range 3 { // the second waits for the first no more
+			xferlog.add(transferEvent{host: "192.0.2.1", user: "ann", path: "/a", direction: 'i', time: time.Now(), complete: true})
+		}
+	}()
+	select {
+	case <-over:
+	case <-time.After(replyTime):
+		t.Error("a session waits for the transfer log")
+	}
+
+	thaw()
+	for deadline := time.Now().Add(replyTime); ; {
+		if file.turn.TryLock() {
+			file.turn.Unlock()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the line does not get there")
+		}
+		runtime.Gosched()
+	}
+	file.disk = replyTime
+	write("after\n", nil)
+	if got, err := os.ReadFile(name); string(got) != "before\non its way\nafter\n" {
+		t.Errorf("the log has %q, %v", got, err)
+	}
+	xferlog.turn <- struct{}{}
+	<-xferlog.turn
+	xferlog.add(transferEvent{host: "192.0.2.1", user: "ann", path: "/b", direction: 'i', time: time.Now(), complete: true})
+	if got, err := os.ReadFile(xferlog.path); strings.Count(string(got), "\n") != 2 || err != nil {
+		t.Errorf("the transfer log has %q, %v", got, err)
+	}
+	if !strings.Contains(b.log.String(), "lost=2") {
+		t.Error("nobody is told of the lines that the transfer log lacks")
+	}
+	for deadline := time.Now().Add(replyTime); b.srv.notReady() != nil; {
+		if time.Now().After(deadline) {
+			t.Fatal(b.srv.notReady())
+		}
+	}
+	// So does a write to the ledger that does not come back.
+	b.srv.jails.ledger.begunAt.Store(time.Now().Add(-stuckAfter).UnixNano())
+	if b.srv.notReady() == nil {
+		t.Error("the ledger's write does not come back, and the daemon says that it is ready")
+	}
+	b.srv.jails.ledger.begunAt.Store(0)
 }
 
 // --- kinds of disk ---

@@ -66,35 +66,16 @@ const (
 	httpBadVersion       = 505
 )
 
-// httpReason returns the words beside a status code, which only people read.
-func httpReason(status int) string {
-	switch status {
-	case httpOK:
-		return "OK"
-	case httpBadRequest:
-		return "Bad Request"
-	case httpUnauthorized:
-		return "Unauthorized"
-	case httpForbidden:
-		return "Forbidden"
-	case httpNotFound:
-		return "Not Found"
-	case httpMethodNotAllowed:
-		return "Method Not Allowed"
-	case httpContentTooLarge:
-		return "Content Too Large"
-	case httpTooMany:
-		return "Too Many Requests"
-	case httpHeadTooLarge:
-		return "Request Header Fields Too Large"
-	case httpServerError:
-		return "Internal Server Error"
-	case httpUnavailable:
-		return "Service Unavailable"
-	case httpBadVersion:
-		return "HTTP Version Not Supported"
-	}
-	return "Status"
+// httpReasons are the words beside a status code, which only people read.
+const httpReasons = "200 OK\n400 Bad Request\n401 Unauthorized\n403 Forbidden\n404 Not Found\n405 Method Not Allowed\n413 Content Too Large\n" +
+	"429 Too Many Requests\n431 Request Header Fields Too Large\n500 Internal Server Error\n503 Service Unavailable\n505 HTTP Version Not Supported\n"
+
+// httpStatus is the code with its words.
+func httpStatus(status int) string {
+	code := itoa(status)
+	_, reason, _ := cutText(httpReasons, code)
+	reason, _, _ = cutText(reason, "\n")
+	return code + reason
 }
 
 // httpFields are header fields in the order of the wire.
@@ -210,27 +191,19 @@ type httpHandler func(*httpAnswer, *httpRequest)
 //go:noinline
 func httpWithin(d time.Duration, handle httpHandler, late string) httpHandler {
 	return func(a *httpAnswer, q *httpRequest) {
-		done, panics := make(chan *httpAnswer, 1), make(chan any, 1)
-		go func() {
-			defer func() {
-				if v := recover(); v != nil {
-					panics <- v
-				}
-			}()
-			b := &httpAnswer{status: httpOK} // its own: this may still run when a is on its way
+		b := &httpAnswer{status: httpOK} // its own: handle may still run when a is on its way
+		var panicked any
+		switch {
+		case !within(d, func() {
+			defer func() { panicked = recover() }()
 			handle(b, q)
-			done <- b
-		}()
-		t := time.NewTimer(d)
-		defer t.Stop()
-		select {
-		case b := <-done:
+		}):
+			a.line(httpUnavailable, late)
+		case panicked != nil:
+			panic(panicked)
+		default:
 			a.status, a.body = b.status, b.body
 			a.header = append(a.header, b.header...)
-		case v := <-panics:
-			panic(v)
-		case <-t.C:
-			a.line(httpUnavailable, late)
 		}
 	}
 }
@@ -501,7 +474,7 @@ func (c *httpConn) linger() {
 // writeTo sends the answer in one write. q says whom it is for.
 func (a *httpAnswer) writeTo(w io.Writer, q *httpRequest, keep bool) error {
 	var head bytes.Buffer
-	head.WriteString("HTTP/1.1 " + strconv.Itoa(a.status) + " " + httpReason(a.status) + "\r\n")
+	head.WriteString("HTTP/1.1 " + httpStatus(a.status) + "\r\n")
 	for _, f := range a.header {
 		head.WriteString(f.name + ": " + f.value + "\r\n")
 	}

@@ -26,6 +26,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +78,8 @@ type ledger struct {
 
 	begun   sync.Once
 	noLocks sync.Once
-	writing mutex // held while the file is written
+	writing mutex        // held while the file is written
+	begunAt atomic.Int64 // when the write that is under way was, in Unix nanoseconds; 0: none is
 
 	mu       mutex
 	partials *partialSet // kept with the balances, as of the homes of those who have one
@@ -265,6 +267,8 @@ func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 	if whole == l.wrote {
 		return nil
 	}
+	l.begunAt.Store(time.Now().UnixNano())
+	defer l.begunAt.Store(0)
 	if err := writeFileAtomic(filepath.Join(l.dir, ledgerName), append(data, '\n'), 0o600); err != nil {
 		return err
 	}
@@ -278,6 +282,14 @@ func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 	}
 	l.wrote = whole
 	return nil
+}
+
+// stuck is how long the write that is under way has taken; 0: none is.
+func (l *ledger) stuck() time.Duration {
+	if at := l.begunAt.Load(); at != 0 {
+		return time.Since(time.Unix(0, at))
+	}
+	return 0
 }
 
 // begin has the disk say that this run has begun to change things, before the

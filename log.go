@@ -42,6 +42,10 @@ const (
 	// ready takes this much without waiting, and in one piece (PIPE_BUF, pipe(7)).
 	logChunk = 4096
 
+	// logDiskPatience is the same for a file: a memory card that is at work takes some
+	// seconds now and then, and its lines should not be lost.
+	logDiskPatience = 5 * time.Second
+
 	// journalRetry is how often a journal that is not there is looked for.
 	journalRetry = time.Second
 
@@ -102,7 +106,11 @@ func newLogger(name string, cfg logConfig, level *slog.LevelVar, w io.Writer) *s
 func formatHandler(name, format string, level slog.Leveler, w io.Writer) slog.Handler {
 	f, isFile := w.(*os.File)
 	if isFile {
-		w = &logFile{f: f}
+		o := &logFile{f: f}
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			o.disk = logDiskPatience
+		}
+		w = o
 	}
 	if format == "auto" {
 		switch {
@@ -416,14 +424,56 @@ func sendJournal(fd int, record []byte) error {
 // written to by system calls of its own: when nobody reads descriptor 2 any more, os.File
 // ends the program (os/signal, "SIGPIPE"), and a daemon has better to do.
 //
+// A disk that stands still is worse: poll(2) calls its files ready, and the write waits for
+// ever. So a line for a file is written by a goroutine that can be left behind; as long as
+// that has not ended, there is no other.
+//
 // Handlers hold a lock of theirs while they write.
 type logFile struct {
 	f    *os.File
-	full bool // the last line waited in vain
-	torn bool // the last line has no end
+	disk time.Duration // how long a line may take to it; 0: it is no file
+	turn mutex         // of the goroutine, who has what follows
+	full bool          // the last line waited in vain
+	torn bool          // the last line has no end
 }
 
 func (o *logFile) Write(line []byte) (int, error) {
+	if o.disk == 0 {
+		return o.write(line)
+	}
+	if !o.turn.TryLock() {
+		return 0, unix.EAGAIN
+	}
+	line = bytes.Clone(line)
+	var err error
+	if !within(o.disk, func() {
+		_, err = o.write(line)
+		o.turn.Unlock()
+	}) {
+		return len(line), nil // it is on its way
+	}
+	return len(line), err
+}
+
+// within runs fn on a goroutine that is left behind if it has not ended after d.
+func within(d time.Duration, fn func()) bool {
+	done := make(chan struct{})
+	go func() {
+		fn()
+		close(done)
+	}()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// write writes lines to what takes them at once, or not at all.
+func (o *logFile) write(line []byte) (int, error) {
 	all := len(line)
 	if o.torn {
 		line = append([]byte{'\n'}, line...)

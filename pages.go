@@ -33,6 +33,10 @@ const (
 	// have no place. A loop that has none tries again each acceptPauseMax.
 	shortFor = 2 * acceptPauseMax
 
+	// stuckAfter is how long a write in the state directory may take. A memory card that
+	// is at work takes some seconds now and then.
+	stuckAfter = 10 * time.Second
+
 	// statusInFlight bounds the status pages that are made at once, as
 	// scrapesInFlight does: one may hang with a disk.
 	statusInFlight = 4
@@ -140,7 +144,7 @@ func (s *server) notReady() error {
 	// A memory card that wears out is remounted read-only.
 	switch state, done := s.lookState(); {
 	case !done:
-		return errors.New("the state directory does not answer")
+		return errors.New("the disk of the state directory stands still")
 	case state.readOnly != nil:
 		return errorf("the state directory cannot be written: %w", state.readOnly)
 	}

@@ -158,6 +158,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 		sessions: map[uint64]*session{}, byAddr: map[netip.Addr]int{}, byUID: map[uint32]int{}, accounts: map[string]*account{},
 		started: time.Now(), loaded: time.Now(), quietAt: time.Now(), signals: make(chan os.Signal, 4),
 	}
+	s.lookFree.grace = stuckAfter
 	s.ports = newDataPorts(&s.quick)
 	s.logLimit = limit
 	s.transferLog = newTransferLog(cfg.Log.Transfers, log)

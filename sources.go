@@ -7,6 +7,7 @@ package main
 
 import (
 	"errors"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,10 +25,12 @@ type patientLook struct {
 	running chan struct{} // closed when it has ended; nil: none runs
 	since   time.Time
 	result  error // of the last one that ended
+
+	grace time.Duration // for which it may run on; fixed before the first
 }
 
 // do runs look and waits for it, or for the one that runs already, until that has
-// taken lookPatience. done is false if it has not ended then.
+// taken lookPatience. done is false if it has not ended then, and has no grace left.
 func (p *patientLook) do(look func() error) (result error, done bool) {
 	p.mu.Lock()
 	if p.running == nil {
@@ -41,9 +44,9 @@ func (p *patientLook) do(look func() error) (result error, done bool) {
 			p.running = nil
 		}()
 	}
-	running, left := p.running, lookPatience-time.Since(p.since)
+	running, took := p.running, time.Since(p.since)
 	p.mu.Unlock()
-	t := time.NewTimer(max(left, 0))
+	t := time.NewTimer(max(lookPatience-took, 0))
 	defer t.Stop()
 	select {
 	case <-running:
@@ -51,7 +54,7 @@ func (p *patientLook) do(look func() error) (result error, done bool) {
 		defer p.mu.Unlock()
 		return p.result, true
 	case <-t.C:
-		return result, false
+		return nil, took < p.grace
 	}
 }
 
@@ -142,7 +145,10 @@ type freeSpace struct {
 
 var errNoAnswer = errors.New("the disk does not answer")
 
-// lookState looks at the state directory; done is false if its disk hangs.
+// lookState looks at the state directory; done is false if its disk hangs: it does not
+// tell its size, or has not let a write pass for stuckAfter. What is tried is to remove a
+// name that nobody has: that writes nothing, and yet waits as a write does where the file
+// system is frozen (fsfreeze(8), a snapshot).
 func (s *server) lookState() (free freeSpace, done bool) {
 	if _, done = s.lookFree.do(func() error {
 		dir := s.config().Server.StateDir
@@ -150,11 +156,16 @@ func (s *server) lookState() (free freeSpace, done bool) {
 		f.bytes, f.err = freeBytes(dir)
 		f.readOnly = unix.Access(dir, unix.W_OK|unix.X_OK) // which writes nothing
 		s.free.Store(f)
+		unix.Unlink(filepath.Join(dir, reservedPrefix+"none"))
 		return nil
 	}); done {
-		free = *s.free.Load()
+		f := s.free.Load()
+		if f == nil {
+			return free, false
+		}
+		free = *f
 	}
-	return free, done
+	return free, done && s.jails.ledger.stuck() < stuckAfter
 }
 
 // stateFree is how much may be written where the state directory is.

@@ -116,13 +116,18 @@ func (l *transferLog) add(e transferEvent) {
 			return
 		}
 	}
-	err := l.write(e.appendTo(make([]byte, 0, 256)))
-	if err != nil {
-		l.lost.Add(1)
+	line := e.appendTo(make([]byte, 0, 256))
+	if !within(transferLogPatience, func() {
+		err := l.write(line)
+		if err != nil {
+			l.lost.Add(1)
+		}
+		l.told(err)
+		l.stuck.Store(false)
+		<-l.turn
+	}) {
+		l.stuck.Store(true)
 	}
-	l.told(err)
-	l.stuck.Store(false)
-	<-l.turn
 }
 
 // wait is for a turn that others have. After one that waited in vain none waits until
