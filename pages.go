@@ -206,7 +206,33 @@ func strange(own, host string) bool {
 		return false
 	}
 	name, err := os.Hostname()
-	return err != nil || !strings.EqualFold(strings.TrimSuffix(host, ".local"), name)
+	return (err != nil || !strings.EqualFold(strings.TrimSuffix(host, ".local"), name)) && !isOwnName(hostsFile, host)
+}
+
+const (
+	hostsFile    = "/etc/hosts"
+	maxHostsFile = 1 << 20 // it may be long where it is a list of what is not to be reached
+)
+
+// isOwnName tells whether hosts(5) gives the name to an address of this machine, as
+// Debian's does with the whole name of a machine whose host name is its first word.
+// Who wrote that file decided where the name leads, and nobody on the internet.
+func isOwnName(file, name string) bool {
+	data, _ := readConfigBytes(file, maxHostsFile)
+	for _, line := range strings.Split(strings.ToLower(string(data)), "\n") {
+		line, _, _ = cutText(line, "#")
+		words := strings.Fields(line)
+		if len(words) < 2 || !inList(words[1:], name) {
+			continue
+		}
+		at := net.ParseIP(words[0])
+		for _, own := range machineAddresses() {
+			if at.IsLoopback() || own.Equal(at) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // ask makes the answer one that asks for a password, RFC 7617.

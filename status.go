@@ -47,10 +47,10 @@ type statusReport struct {
 	Started string `json:"started"`
 	Uptime  int64  `json:"uptime_seconds"`
 	State   string `json:"state"` // ready, draining or not_ready
-	Reason  string `json:"reason,omitempty"`
+	Reason  string `json:"reason"`
 
 	ConfigLoaded  string `json:"config_loaded"`
-	ConfigRefused string `json:"config_refused,omitempty"`
+	ConfigRefused string `json:"config_refused"`
 
 	CertificateEnds        string `json:"certificate_ends"`
 	CertificateFingerprint string `json:"certificate_fingerprint"`
@@ -88,7 +88,7 @@ type statusUser struct {
 	QuotaBytes int64  `json:"quota_bytes"` // 0: none
 	UsedFiles  int64  `json:"used_files"`
 	QuotaFiles int64  `json:"quota_files"`
-	Counting   bool   `json:"counting,omitempty"` // what is used is not known yet
+	Counting   bool   `json:"counting"` // what is used is not known yet
 }
 
 // answerStatus is the handler of /.

@@ -126,7 +126,8 @@ func TestStatusPage(t *testing.T) {
 			t.Fatalf("%v, %v", err, a.header)
 		}
 		if len(r.Sessions) != 2 || r.Sessions[0].File != "/a<b>.bin" || r.Sessions[0].Size != 64<<10 || r.Sessions[0].Bytes < 30<<10 || r.Sessions[1].Doing != "idle" ||
-			r.Transfers != 1 || r.Open != 2 || len(r.Users) != 1 || r.Users[0].UsedFiles != 2 || len(r.Recent) != 2 || r.Recent[0].Level != "error" || r.State != "ready" {
+			r.Transfers != 1 || r.Open != 2 || len(r.Users) != 1 || r.Users[0].UsedFiles != 2 || len(r.Recent) != 2 || r.Recent[0].Level != "error" || r.State != "ready" ||
+			!strings.Contains(a.body.String(), `"reason":"",`) || !strings.Contains(a.body.String(), `"counting":false`) { // names are there whatever they say
 			t.Errorf("JSON: %s", a.body.Bytes())
 		}
 		c.bare.Close()
