@@ -400,9 +400,9 @@ func wrongSocket(fd int, network string) string {
 // below are in use.
 func isKept(fd, times int) bool {
 	var most unix.Rlimit
-	unix.Getrlimit(unix.RLIMIT_NOFILE, &most)
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &most)
 	n := int(min(most.Cur, 1<<30))
-	return fd >= n-times*min(keptDescriptors, n/keptShare)
+	return err == nil && fd >= n-times*min(keptDescriptors, n/keptShare)
 }
 
 // crowded tells whether the next descriptor is one of those.
