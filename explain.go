@@ -524,10 +524,9 @@ func (s *session) doStanding(q *request) error {
 		return s.badField("standing needs a user, and text is an address, as 10.0.9.4, or nothing.")
 	}
 	srv, name := s.srv, *q.User
-	c := &session{srv: srv, peer: peer, isOperator: !peer.IsValid()} // uids have limits of their own
 	a := &answer{Code: codeFileStatus, Reason: refusedNow, Text: srv.unwelcome(peer)}
 	failed, delay := srv.auth.failures(name, peer)
-	most := c.under(srv.users.get(name)).Sessions
+	most := srv.under(srv.users.get(name), peer).Sessions
 	info, err := os.Stat(srv.configPath)
 	srv.mu.Lock()
 	has := 0
@@ -541,7 +540,7 @@ func (s *session) doStanding(q *request) error {
 	case has >= most:
 		a.Text = fmt.Sprintf("Too many sessions of that user: at most %d.", most)
 	default:
-		a.Text = srv.full(c, 1)
+		a.Text = srv.full(peer, 0, !peer.IsValid(), 1) // uids have limits of their own
 	}
 	if u := srv.users.get(name); a.Text == "" && u != nil && u.Quota != "filesystem" && srv.jails.ledger.elsewhere(u.Home) {
 		a.Text = "Another berth counted his home when this one tried last, which each login does again; with quota = \"filesystem\" both serve it."

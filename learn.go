@@ -161,7 +161,7 @@ func (s *session) taped(dir byte, text string) {
 		if upperASCII(verb) == "USER" {
 			s.tapeName(ls, name)
 			if u := s.srv.users.get(name); u != nil {
-				has = s.under(u).asTaped()
+				has = s.srv.under(u, s.peer).asTaped()
 			} else if name != "anonymous" && name != "ftp" && (t.of == nil || name != t.of.name) {
 				text = verb + " ***"
 			}

@@ -81,7 +81,7 @@ func parseQuirk(word string) (quirk, error) {
 func (s *session) has(q quirk) bool {
 	u := s.user
 	if u == nil {
-		u = s.under(nil)
+		u = s.srv.under(nil, s.peer)
 	}
 	q &= u.Quirks
 	if q == 0 || s.fr != nil {
@@ -284,12 +284,12 @@ func (c *profilesConfig) under(u *user, a netip.Addr) *user {
 	return &made
 }
 
-// under is the registry's user as he is in this session; nobody for nil.
-func (s *session) under(u *user) *user {
+// under is the registry's user as he is from there; nobody for nil.
+func (s *server) under(u *user, peer netip.Addr) *user {
 	if u == nil {
 		u = nobody
 	}
-	return s.srv.config().Profiles.under(u, s.peer)
+	return s.config().Profiles.under(u, peer)
 }
 
 // origin tells where the value of a key is from.

@@ -287,7 +287,7 @@ func (s *session) clearRefused(u *user) bool {
 	if s.tls != nil || !s.peer.IsValid() {
 		return false
 	}
-	yes, _ := clearTaken(s.under(u), s.srv.config().TLS.Require, s.nearby())
+	yes, _ := clearTaken(s.srv.under(u, s.peer), s.srv.config().TLS.Require, s.nearby())
 	return !yes
 }
 
@@ -375,7 +375,7 @@ func (s *session) login(base *user, method string) (ok bool, err error) {
 	if s.late.Load() {
 		return false, errDrain // his transfers nobody would wait for
 	}
-	u := s.under(base)
+	u := s.srv.under(base, s.peer)
 	acc, err := s.srv.enter(u)
 	if err != nil {
 		s.turnedDown(u.Name, "USER", "too many sessions")
@@ -424,7 +424,7 @@ func (s *session) follow() error {
 	}
 	s.reloads = now
 	base := s.srv.users.get(s.user.Name)
-	u := s.under(base)
+	u := s.srv.under(base, s.peer)
 	if base == s.base && sameUser(*u, *s.user) {
 		return nil // the profile of his network neither
 	}

@@ -609,7 +609,10 @@ func (s *server) admit(c *session) (refusal string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if text := s.full(c, 0); text != "" {
+	if c.late.Load() && !c.isOperator {
+		return goingDown
+	}
+	if text := s.full(c.peer, c.localUID, c.isOperator, 0); text != "" {
 		return text
 	}
 	s.quick.busy.Add(1)
@@ -647,18 +650,16 @@ func (s *server) unwelcome(peer netip.Addr) string {
 	return ""
 }
 
-// full is which limit of sessions leaves no room for c, of those that are there but for
-// so many. s.mu is held.
-func (s *server) full(c *session, butFor int) string {
+// full is which limit of sessions leaves no room for one from there, or of that uid, of
+// those that are there but for so many. s.mu is held.
+func (s *server) full(peer netip.Addr, uid uint32, operator bool, butFor int) string {
 	l := s.config().Limits
 	switch {
-	case c.late.Load() && !c.isOperator:
-		return goingDown
-	case c.peer.IsValid() && s.byAddr[c.peer] >= l.SessionsPerAddress:
+	case peer.IsValid() && s.byAddr[peer] >= l.SessionsPerAddress:
 		return fmt.Sprintf("Too many connections from your address: at most %d.", l.SessionsPerAddress)
-	case !c.peer.IsValid() && !c.isOperator && s.byUID[c.localUID] >= l.SessionsPerAddress:
+	case !peer.IsValid() && !operator && s.byUID[uid] >= l.SessionsPerAddress:
 		return fmt.Sprintf("Too many connections of your uid: at most %d.", l.SessionsPerAddress)
-	case !c.isOperator && len(s.sessions)-butFor >= l.Sessions: // who mends it always has a place
+	case !operator && len(s.sessions)-butFor >= l.Sessions: // who mends it always has a place
 		return fmt.Sprintf("Too many connections: at most %d; try again later.", l.Sessions)
 	}
 	return ""
