@@ -111,7 +111,7 @@ func openSockets(ctx context.Context, l *listenConfig, inherit bool, log *slog.L
 		for _, addr := range kind.addrs(l) {
 			k, err := openSocket(ctx, kind, addr, l)
 			if err != nil {
-				return all, errorf("%s: %w%s", kind.key(), err, openHint(err))
+				return all, errorf("%s: %w%s", kind.key(), err, openHint(kind, err))
 			}
 			all = append(all, k)
 		}
@@ -127,10 +127,12 @@ func openSockets(ctx context.Context, l *listenConfig, inherit bool, log *slog.L
 }
 
 // openHint says what to do about the errors that people meet.
-func openHint(err error) string {
+func openHint(kind socketKind, err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "; another program has it: see ss -tulnp, or choose another address"
+	case errors.Is(err, syscall.EACCES) && beginsWith(kind.network, "unix"):
+		return "; the directory has to be there, and to belong to the user that berth runs as"
 	case errors.Is(err, syscall.EACCES):
 		return "; ports below 1024 are for root, for programs with CAP_NET_BIND_SERVICE, and for sockets that systemd opens"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
