@@ -59,11 +59,13 @@ type farBox struct {
 	*doctor
 	box     *box
 	spec    *hostSpec
+	name    string // for doctor's own command line, with the user if he was named
 	host    string
 	port    string
 	address netip.Addr // the first that answers
 	ftp     *farFTP
 	isBerth bool
+	other   bool // it is another FTP server
 	secured bool
 	trusted bool // its certificate is; or there is none, on this machine
 	inside  bool // logged in
@@ -91,6 +93,9 @@ func runDoctorFar(inv *invocation) error {
 	defer cancel()
 	f := &farBox{doctor: &doctor{inv: inv, ctx: ctx, place: defaultConfigPath + " on the box"}, box: p.box, spec: p.box.spec}
 	f.host, f.port, _ = net.SplitHostPort(f.spec.address)
+	if f.name = f.spec.name; f.spec.userSaid {
+		f.name = f.spec.user + "@" + f.name
+	}
 	if !isText(f.port, defaultPort) {
 		f.word = " -p " + f.port
 	}
@@ -102,7 +107,7 @@ func runDoctorFar(inv *invocation) error {
 	late := ctx.Err() != nil
 	f.ctx = inv.ctx
 	if late {
-		f.say(levelWarn, "time|it took more than $1; the rest was not looked at|berth doctor$p --ports LOW-HIGH $2   with fewer ports", limit.String(), f.spec.name)
+		f.say(levelWarn, "time|it took more than $1; the rest was not looked at|berth doctor$p --ports LOW-HIGH $2   with fewer ports", limit.String(), f.name)
 	}
 	if err = f.end(); !reached && inv.ctx.Err() == nil {
 		return exitWith(exitNoConn)
@@ -134,8 +139,10 @@ func (f *farBox) run() (reached bool) {
 	f.group = "passive ports"
 	f.passive()
 	f.group = "datagrams and pages"
-	f.datagrams()
-	f.pages()
+	if !f.other {
+		f.datagrams()
+		f.pages()
+	}
 	return true
 }
 
@@ -267,7 +274,7 @@ func (c *farFTP) ask(line string) (code int, text, said string) {
 func (f *farBox) greet() bool {
 	conn, err := f.connect(f.address, f.port)
 	if err != nil {
-		f.say(levelFail, "greeting|$1|berth doctor$p $2   again", errno(err), f.spec.name)
+		f.say(levelFail, "greeting|$1|berth doctor$p $2   again", errno(err), f.name)
 		return false
 	}
 	context.AfterFunc(f.ctx, func() { conn.Close() })
@@ -275,10 +282,10 @@ func (f *farBox) greet() bool {
 	code, text, said := f.ftp.ask("")
 	switch {
 	case code == 0 && text == "":
-		f.say(levelFail, "greeting|it takes the connection and does not greet: $1|systemctl status berth   on the box|or another port: berth doctor -p 2121 $2", said, f.spec.name)
+		f.say(levelFail, "greeting|it takes the connection and does not greet: $1|systemctl status berth   on the box|or another port: berth doctor -p 2121 $2", said, f.name)
 		return false
 	case code != 220:
-		f.say(levelFail, "greeting|it takes no connection: $1|journalctl -u berth -e   on the box|or another port: berth doctor -p 2121 $2", said, f.spec.name)
+		f.say(levelFail, "greeting|it takes no connection: $1|journalctl -u berth -e   on the box|or another port: berth doctor -p 2121 $2", said, f.name)
 		return false
 	}
 	f.say(levelOK, "greeting|$1", said)
@@ -286,11 +293,12 @@ func (f *farBox) greet() bool {
 	if f.isBerth = hasText(text, "\n FRAM 1\n"); f.isBerth {
 		f.say(levelOK, "berth|it is a berth: FEAT has FRAM 1")
 	} else {
+		f.other = true
 		f.say(levelNote, "berth|it is no berth: FEAT has no FRAM 1. What only a berth has is left out")
 	}
 	if f.inv.on("plain") {
 		f.trusted = true
-		f.say(levelWarn, "tls|no TLS, as --plain says: everything goes in clear text|berth doctor$p $1   without --plain", f.spec.name)
+		f.say(levelWarn, "tls|no TLS, as --plain says: everything goes in clear text|berth doctor$p $1   without --plain", f.name)
 		return true
 	}
 	return f.secure()
@@ -317,7 +325,7 @@ func (f *farBox) secure() bool {
 		if f.address.IsLoopback() {
 			l, f.trusted = levelNote, true
 		}
-		f.say(l, "tls|no TLS: AUTH TLS is answered with $1|@tls.certificate = \"\"|ssl_enable=YES   in the configuration, where it is a vsftpd|berth doctor$p --plain $2   for a look without", said, f.spec.name)
+		f.say(l, "tls|no TLS: AUTH TLS is answered with $1|@tls.certificate = \"\"|ssl_enable=YES   in the configuration, where it is a vsftpd|berth doctor$p --plain $2   for a look without", said, f.name)
 		return code != 0
 	}
 	cfg, err := f.spec.tlsConfig()
@@ -367,7 +375,7 @@ func cipherName(id uint16) string {
 func (f *farBox) certificate(cs tls.ConnectionState) {
 	leaf := cs.PeerCertificates[0]
 	print := fingerprintOf(leaf.Raw)
-	args := []string{f.spec.serverName, shortShown(namesOf(leaf), maxShownText), print, "", "", shellWord(pinWord(f.spec.pin))}
+	args := []string{f.spec.serverName, shortShown(namesOf(leaf), maxShownText), print, "", "", shellWord(pinWord(f.spec.pin)), f.name}
 	self := bytes.Equal(leaf.RawIssuer, leaf.RawSubject)
 	again := "certbot renew   on the box"
 	if self {
@@ -398,7 +406,11 @@ func (f *farBox) certificate(cs tls.ConnectionState) {
 		f.say(levelFail, "certificate.known|its fingerprint is not the one that is remembered in $5: $4|berth keygen -R $6   if whoever looks after the box says that it is the right one", args...)
 	case err != nil:
 		args[3], _, _ = cutText(err.Error(), "\n")
-		f.say(levelWarn, "certificate.known|$4|berth doctor$p --fingerprint $3 $1   if it is the one in the box's log", args...)
+		l := levelWarn
+		if f.inv.on("fingerprint") || f.inv.on("ca") { // it was said which one it has to be
+			l = levelFail
+		}
+		f.say(l, "certificate.known|$4|berth doctor$p --fingerprint $3 $7   if it is the one in the box's log", args...)
 	}
 }
 
@@ -549,7 +561,10 @@ func (f *farBox) judgePASV() {
 		why = err.Error()
 	}
 	args = append(args, why)
-	const line = "|@passive.address = \"$3\""
+	line := "|@passive.address = \"$3\""
+	if f.other {
+		line = "|pasv_address=$3   in the configuration, where it is a vsftpd; other servers have another name for it"
+	}
 	switch {
 	case at.Addr() == f.address && err == nil:
 		f.say(levelOK, "pasv|PASV tells $1, and $5", args...)

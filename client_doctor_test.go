@@ -200,7 +200,7 @@ func TestDoctorOfStrangers(t *testing.T) {
 	p := newFaultProxy(t, b.addrs[0].String(), always(fault{kind: faultSpoil, find: []byte("FRAM")}))
 	defer p.close()
 	code, all = b.far(t, "--plain", "-p", p.port(), b.host)
-	if code != exitOK || the(all, "berth", "it is no berth") == nil || !is(all, "epsv", "in clear text") || the(all, "tls", "clear text") == nil || is(all, "frames", "") {
+	if code != exitOK || the(all, "berth", "it is no berth") == nil || the(all, "datagram", "") != nil || !is(all, "epsv", "in clear text") || the(all, "tls", "clear text") == nil || is(all, "frames", "") {
 		t.Errorf("no berth: %d, %+v", code, all)
 	}
 	if the(all, "ports.rest", "does not tell which it has") == nil {
@@ -225,6 +225,11 @@ func TestDoctorChangedCertificate(t *testing.T) {
 	}
 	if code, all = b.far(t, "-p", b.port, b.host); code != exitOK || the(all, "certificate.known", "") != nil {
 		t.Errorf("forgotten: %d, %+v", code, all)
+	}
+	// The same where it was said which one it has to be; and the way on knows who asked.
+	code, named := b.far(t, "--fingerprint", "sha256:"+strings.Repeat("cd", 32), "-p", b.port, b.host)
+	if other := the(named, "certificate.known", "--fingerprint says"); code != exitFailed || other == nil || !strings.Contains(other.Remedy[0], " "+b.host+" ") {
+		t.Errorf("--fingerprint: %d, %+v", code, named)
 	}
 }
 

@@ -12,13 +12,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
@@ -64,6 +64,7 @@ type doctor struct {
 	counts [levelFail + 1]int
 	place  string // where the configuration is, for lines to change
 	word   string // the option for a port, from afar; "": the usual one
+	failed error  // the first finding that could not be written
 
 	// The box:
 	path   string  // of the configuration
@@ -71,6 +72,7 @@ type doctor struct {
 	cfg    *config // nil: it cannot be read
 	wrong  configErrors
 	users  []*user
+	hidden bool // who the users are is for root to see
 	daemon daemonProc
 	units  map[string]map[string]string // what systemctl show says, by unit; nil: there is no systemd
 	page   string                       // of /metrics; "": there is none
@@ -149,7 +151,12 @@ func (d *doctor) say(l level, what string, args ...string) {
 				is += "   in /etc/sysctl.d/berth.conf"
 				more = "sysctl --system"
 			case '^':
-				is = "systemctl restart berth"
+				if is = "systemctl restart berth"; d.units["berth.service"] == nil {
+					is = d.fill("berth serve$c", nil)
+					if d.daemon.pid != 0 {
+						is = d.fill("berth drain$c && ", nil) + is
+					}
+				}
 			}
 			if f.Remedy = append(f.Remedy, or+is); more != "" {
 				f.Remedy = append(f.Remedy, more)
@@ -157,10 +164,9 @@ func (d *doctor) say(l level, what string, args ...string) {
 		}
 	}
 	d.counts[l]++
-	w := d.inv.stdout
 	if d.inv.on("json") {
 		b, _ := json.Marshal(f) // strings cannot fail
-		w.Write(append(progressEscape(b), '\n'))
+		d.write(string(progressEscape(b)) + "\n")
 		return
 	}
 	out := ""
@@ -176,7 +182,13 @@ func (d *doctor) say(l level, what string, args ...string) {
 	for _, line := range f.Remedy {
 		out += "          " + line + "\n"
 	}
-	io.WriteString(w, out)
+	d.write(out)
+}
+
+func (d *doctor) write(s string) {
+	if _, err := io.WriteString(d.inv.stdout, s); d.failed == nil {
+		d.failed = err
+	}
 }
 
 // fill puts args where they belong. What comes from elsewhere is made fit to be shown.
@@ -229,7 +241,10 @@ func (d *doctor) end() error {
 				out += ", " + itoa(n) + " " + plural(n, word)
 			}
 		}
-		io.WriteString(d.inv.stdout, out+"\n")
+		d.write(out + "\n")
+	}
+	if d.failed != nil {
+		return d.failed
 	}
 	if d.counts[levelFail] > 0 {
 		return exitWith(exitFailed)
@@ -351,8 +366,15 @@ func (p *daemonProc) proc(file string) string { return "/proc/" + itoa(p.pid) + 
 func (d *doctor) findDaemon() {
 	p := &d.daemon
 	var st unix.Stat_t
-	if unix.Stat(joinPath(d.cfg.Server.StateDir, ledgerLock), &st) == nil {
-		p.pid = lockHolder(fileText("/proc/locks"), st.Ino)
+	lock := joinPath(d.cfg.Server.StateDir, ledgerLock)
+	if unix.Stat(lock, &st) == nil {
+		at := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
+		// What these tell of a file is not the device that the locks are of.
+		var disk unix.Statfs_t
+		if unix.Statfs(lock, &disk) == nil && (disk.Type == unix.BTRFS_SUPER_MAGIC || disk.Type == unix.OVERLAYFS_SUPER_MAGIC) {
+			at = at[strings.LastIndexByte(at, ':'):]
+		}
+		p.pid = lockHolder(fileText("/proc/locks"), at)
 	}
 	// A knock at systemd's socket would start the daemon.
 	if local := d.cfg.Listen.Local; p.pid == 0 && len(local) > 0 && !d.active(socketUnit("local")) {
@@ -399,10 +421,9 @@ func (d *doctor) findDaemon() {
 	}
 }
 
-// lockHolder is the process that holds a lock on a file, by proc_locks(5); 0: nobody.
-// Numbers of devices are not compared: those of btrfs and overlayfs differ there.
-func lockHolder(locks string, inode uint64) int {
-	end := ":" + strconv.FormatUint(inode, 10)
+// lockHolder is the process that holds a lock on a file whose device and inode end so, by
+// proc_locks(5); 0: nobody.
+func lockHolder(locks, end string) int {
 	for _, line := range splitText(locks, "\n") {
 		if f := strings.Fields(line); len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], end) {
 			return max(0, atoi(f[4]))

@@ -71,7 +71,7 @@ func (d *doctor) configuration() {
 	}
 	dir := cfg.Server.UsersDir
 	us, err := loadUsers(dir, cfg.Server.StateDir, slog.New(slog.DiscardHandler))
-	if d.unseen("users", dir, unix.Access(dir, mayRead)) {
+	if d.hidden = d.unseen("users", dir, unix.Access(dir, mayRead)); d.hidden {
 		return
 	}
 	set, _ := us.readAll() // those that are right
@@ -115,11 +115,15 @@ func (d *doctor) mistakes(check string, errs configErrors) {
 		if d.unseen(check, e.File, unix.Access(e.File, unix.R_OK)) {
 			continue // it is not wrong for who may read it
 		}
-		place := "edit " + shellQuote(e.File)
+		text, place := e.Error(), "edit "+shellQuote(e.File)
 		if e.Line > 0 {
 			place += "   line " + itoa(e.Line)
+		} else if do, ok := strings.CutSuffix(text, " it"); ok { // as chmod 600 it
+			text, place = do+" "+shellQuote(e.File), ""
+		} else if _, err := os.Stat(e.File); err != nil {
+			place = "touch " + shellQuote(e.File)
 		}
-		d.advice(levelFail, check, e.Error(), place)
+		d.advice(levelFail, check, text, place)
 	}
 }
 
@@ -578,7 +582,11 @@ func (d *doctor) checkDisks() {
 			d.say(levelOK, "disk.free|the disk of $1 has $2 of $3 free", args...)
 		}
 		if k.files > 0 && k.filesFree < k.files/diskLow {
-			d.say(levelWarn, "disk.inodes|the disk of $1 has room for $5 files more|df -i %1", args...)
+			l := levelWarn
+			if k.filesFree == 0 {
+				l = levelFail
+			}
+			d.say(l, "disk.inodes|the disk of $1 has room for $5 files more|df -i %1", args...)
 		}
 		if k.size > 0 && k.promised > k.size {
 			d.say(levelNote, "quota.sum|the quotas on the disk of $1 are $4 together, and it has $3|berth user list$c", args...)

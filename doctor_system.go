@@ -349,6 +349,10 @@ func processName(pid int) (name, end string) {
 
 // checkPorts looks at each address of [listen].
 func (d *doctor) checkPorts() {
+	if local := d.cfg.Listen.Local; d.daemon.pid != 0 && len(local) > 0 && d.answers("unix", local[0]+lateSuffix) == nil {
+		d.say(levelNote, "port|the daemon ends when running transfers are done, and takes nobody new|berth who$c")
+		return
+	}
 	var own []netip.Addr
 	addrs, _ := net.InterfaceAddrs()
 	for _, a := range addrs {
@@ -450,7 +454,7 @@ func (d *doctor) checkLocal(kind socketKind, path string) {
 		d.say(levelFail, "port|$1 is no socket, and in the way of one|rm %1", path)
 	case d.daemon.pid != 0:
 		d.say(levelFail, "port|the daemon runs, and does not listen on $1 as $2 says|^", path, kind.key())
-	default:
+	case d.units["berth.service"] != nil || d.reaches("port", "", filepath.Dir(path), mayWrite): // a unit has RuntimeDirectory=
 		d.say(levelOK, "port|$1 is free for $2", path, kind.key())
 	}
 }
@@ -552,6 +556,8 @@ func coversPorts(list string, low, high int) bool {
 
 // --- commands and kernel ---
 
+const landlockLine = "lsm=landlock,yama   on the kernel's command line, with Linux 5.13 or later"
+
 func (d *doctor) checkCommands() {
 	e := d.cfg.Exec
 	state := sandboxState(e)
@@ -561,6 +567,8 @@ func (d *doctor) checkCommands() {
 	}
 	path, isRunner := cutPrefix(e.Runner, commandRunnerScheme)
 	switch {
+	case d.hidden:
+		d.say(levelOK, "sandbox|commands would run with $1", state)
 	case !wanted:
 		d.say(levelOK, "sandbox|no user may run commands; they would run with $1", state)
 	case isRunner:
@@ -574,8 +582,10 @@ func (d *doctor) checkCommands() {
 		}
 	case sandboxProblem(e.Sandbox) != nil:
 		d.say(levelFail, "sandbox|commands are refused: they would run with $1|@exec.sandbox = \"best-effort\"", state)
-	case e.Sandbox == "off" || landlockABI() == 0:
+	case e.Sandbox == "off":
 		d.say(levelWarn, "sandbox|commands run with $1|@exec.sandbox = \"landlock\"", state)
+	case landlockABI() == 0:
+		d.say(levelWarn, "sandbox|commands run with $1|"+landlockLine, state)
 	default:
 		d.say(levelOK, "sandbox|commands run with $1", state)
 	}
@@ -584,7 +594,7 @@ func (d *doctor) checkCommands() {
 func (d *doctor) checkKernel() {
 	d.say(levelOK, "kernel|Linux $1, $2", fileText("/proc/sys/kernel/osrelease"), runtime.GOARCH)
 	if abi := landlockABI(); abi == 0 {
-		d.say(levelNote, "kernel.landlock|no Landlock: commands of users are refused, or run with less around them|lsm=landlock,yama   on the kernel's command line, with Linux 5.13 or later")
+		d.say(levelNote, "kernel.landlock|no Landlock: commands of users are refused, or run with less around them|"+landlockLine)
 	} else {
 		d.say(levelOK, "kernel.landlock|Landlock, ABI $1", itoa(abi))
 	}
@@ -674,7 +684,11 @@ func (d *doctor) checkLimits() {
 	case have == 0:
 		d.unseen("limits.nofile", "the daemon's limit of descriptors", fs.ErrPermission)
 	case have < need:
-		d.say(levelWarn, "limits.nofile|$1 may have $2 descriptors open, and $3 sessions may need $4|+LimitNOFILE=$5|^|or: @limits.sessions = $6", args...)
+		how := "+LimitNOFILE=$5"
+		if d.units["berth.service"] == nil {
+			how = "ulimit -n $5   before:"
+		}
+		d.say(levelWarn, "limits.nofile|$1 may have $2 descriptors open, and $3 sessions may need $4|"+how+"|^|or: @limits.sessions = $6", args...)
 	default:
 		d.say(levelOK, "limits.nofile|$1 may have $2 descriptors open, and $3 sessions need up to $4", args...)
 	}

@@ -189,6 +189,13 @@ func TestDoctorFindsAndMends(t *testing.T) {
 		}, check: "home", level: "fail", text: "permission denied", remedy: "chmod ", code: exitFailed},
 		{name: "user file open to all", spoil: func(t *testing.T, b *ftpBox) { os.Chmod(filepath.Join(b.dir, "users.d/ann.toml"), 0o644) },
 			check: "users.mode", level: "fail", text: "everybody", remedy: "chmod o=,g-w ", code: exitFailed},
+		{name: "user file that all may change", spoil: func(t *testing.T, b *ftpBox) { os.Chmod(filepath.Join(b.dir, "users.d/ann.toml"), 0o666) },
+			check: "users", level: "fail", text: "lets anyone", remedy: "chmod 600 /", code: exitFailed},
+		{name: "directory of the local socket closed", spoil: func(t *testing.T, b *ftpBox) {
+			nobodys(t, filepath.Join(b.dir, "state"))
+			os.Mkdir(filepath.Join(b.dir, "run"), 0o500)
+			b.configure(t, strings.Replace(nowhere, "local = []", fmt.Sprintf("local = [%q]", filepath.Join(b.dir, "run/s")), 1))
+		}, check: "port", level: "fail", text: "/run: the daemon's user ", remedy: "ch", code: exitFailed},
 		{name: "users directory open to all", spoil: func(t *testing.T, b *ftpBox) { os.Chmod(filepath.Join(b.dir, "users.d"), 0o777) },
 			check: "users_dir.mode", level: "warn", text: "lets others", remedy: "chmod go-w "},
 		{name: "private key open to all", spoil: func(t *testing.T, b *ftpBox) { os.Chmod(filepath.Join(b.dir, "state/tls/key.pem"), 0o644) },
@@ -273,6 +280,49 @@ func TestDoctorOfAGoodBox(t *testing.T) {
 	}
 }
 
+// What only root may see is said to be unseen, and nothing is told of it.
+func TestDoctorAsNobody(t *testing.T) {
+	file, b := writeConfig(t, nowhere)
+	if os.Geteuid() != 0 {
+		os.Chmod(filepath.Join(b.dir, "users.d"), 0)
+		defer os.Chmod(filepath.Join(b.dir, "users.d"), 0o700)
+		_, all := examine(t, file)
+		nobodySees(t, all)
+		return
+	}
+	os.Chmod(filepath.Dir(b.dir), 0o755)
+	os.Chmod(filepath.Join(b.dir, "users.d"), 0o700)
+	os.Chmod(file, 0o644)
+	_, out := asSomebody(t, reachable(t, b.dir), 65534, 65534, nil, "doctor", "--json", "--config", file)
+	nobodySees(t, findingsOf(t, out))
+}
+
+func nobodySees(t *testing.T, all []finding) {
+	t.Helper()
+	if the(all, "users", "not looked at: needs root") == nil || !is(all, "sandbox", "commands would run with") && the(all, "sandbox", "") == nil {
+		t.Errorf("%+v", all)
+	}
+}
+
+// Where findings cannot be written doctor says so.
+func TestDoctorIntoAFullPipe(t *testing.T) {
+	file, _ := writeConfig(t, nowhere)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	cmd := exec.Command(os.Args[0], "doctor", "--config", file)
+	cmd.Env = append(os.Environ(), asBerth+"=1")
+	cmd.Stdout = full
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code == exitOK || !strings.Contains(errs.String(), "no space left") {
+		t.Errorf("%d, %q", code, errs.String())
+	}
+}
+
 // The ledger's file is compared with the disk; so are limits with what may be open.
 func TestDoctorLedgerAndLimits(t *testing.T) {
 	file, b := writeConfig(t, nowhere+"limits.sessions = 1000000\n")
@@ -304,7 +354,7 @@ func TestDoctorLedgerAndLimits(t *testing.T) {
 	if limit == nil {
 		t.Fatalf("the limit is not found: %+v", all)
 	}
-	if want := "LimitNOFILE=2000193   in systemctl edit berth"; limit.Remedy[0] != want {
+	if want := "ulimit -n 2000193   before:"; limit.Remedy[0] != want {
 		t.Errorf("%q, want %q", limit.Remedy[0], want)
 	}
 	remedy(t, file, limit.Remedy[len(limit.Remedy)-1])
@@ -386,7 +436,7 @@ func TestDoctorOfARunningDaemon(t *testing.T) {
 	// What it does not listen on, though it is configured.
 	b.configure(t, strings.Replace(set, p.addrs["control"], "127.0.0.1:1025", 1))
 	code, all = examine(t, file)
-	if f := the(all, "port", "does not listen on 127.0.0.1:1025"); f == nil || code != exitFailed || !slices.Contains(f.Remedy, "systemctl restart berth") {
+	if f := the(all, "port", "does not listen on 127.0.0.1:1025"); f == nil || code != exitFailed || !slices.Contains(f.Remedy, "berth drain --config "+file+" && berth serve --config "+file) {
 		t.Errorf("%d, %+v", code, all)
 	}
 }
@@ -412,6 +462,13 @@ func TestDoctorReadsTheKernel(t *testing.T) {
 	for list, want := range map[string]bool{"": false, "50000-50009": true, "49000,50000-50004,50005-50009": true, "50000-50008": false, "50009": false} {
 		if got := coversPorts(list, 50000, 50009); got != want {
 			t.Errorf("coversPorts(%q) = %v", list, got)
+		}
+	}
+	// Small file systems have files of the same number.
+	const locks = "1: FLOCK  ADVISORY  WRITE 41 00:1f:7 0 EOF\n2: FLOCK  ADVISORY  WRITE 42 08:01:7 0 EOF\n3: POSIX  ADVISORY  WRITE 43 08:02:7 0 EOF\n"
+	for end, want := range map[string]int{"00:1f:7": 41, "08:01:7": 42, "08:02:7": 0, "08:11:7": 0, ":7": 41} {
+		if pid := lockHolder(locks, end); pid != want {
+			t.Errorf("lockHolder(%s) = %d, want %d", end, pid, want)
 		}
 	}
 	const mounts = "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n30 22 8:1 / / ro,relatime - ext4 /dev/sda1 rw\n31 30 8:1 /var/lib/berth /var/lib/berth rw - ext4 /dev/sda1 rw\n32 30 0:9 / /a\\040b ro - tmpfs none ro\n"
@@ -585,7 +642,7 @@ func FuzzDoctorReads(f *testing.F) {
 				t.Fatalf("%+v", k)
 			}
 		}
-		if pid := lockHolder(text, 12345); pid < 0 {
+		if pid := lockHolder(text, ":12345"); pid < 0 {
 			t.Fatal(pid)
 		}
 		mountOf(text, "/a b")
