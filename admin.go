@@ -14,9 +14,9 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -103,15 +103,16 @@ func runKick(inv *invocation) error {
 		if err != nil || id == 0 {
 			return usageErr("%s is not the number of a session; berth who lists them", configQuote(word))
 		}
-		ids = append(ids, id)
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
 	}
-	var from netip.Addr
-	if addr != "" {
-		var err error
-		if from, err = netip.ParseAddr(addr); err != nil {
+	if addr != "" && addr != "local" {
+		from, err := addressIn(addr)
+		if err != nil {
 			return usageErr("%s is not an address; berth who lists them", configQuote(addr))
 		}
-		from = from.Unmap().WithZone("") // as who has it
+		addr = from.String() // as who has it
 	}
 	d, err := inv.dialDaemon()
 	if err != nil {
@@ -124,7 +125,7 @@ func runKick(inv *invocation) error {
 			return err
 		}
 		for _, e := range all {
-			if a, err := netip.ParseAddr(e.Address); (user == "" || e.User == user) && (addr == "" || err == nil && a == from) {
+			if (user == "" || e.User == user) && (addr == "" || e.Address == addr) {
 				ids = append(ids, e.ID)
 			}
 		}
@@ -138,6 +139,7 @@ func runKick(inv *invocation) error {
 		switch {
 		case err != nil && (len(ids) == 1 || isConnError(err)):
 			return err
+		case err != nil && len(inv.args) == 0: // it is this one, or has gone by itself
 		case err != nil:
 			fmt.Fprintf(inv.stderr, "berth kick: %v\n", err)
 			failed = exitWith(exitFailed)
@@ -168,12 +170,17 @@ func (inv *invocation) tellDaemon(request map[string]any) error {
 
 // localSocket is where the daemon with --config listens. A configuration with
 // mistakes, or one that only root may read, is no reason not to ask: reload has
-// the daemon say what is wrong.
+// the daemon say what is wrong. But who names another one than the system's means
+// another daemon: a kick that went to the system's would hit strangers.
 func (inv *invocation) localSocket() (string, error) {
 	cfg, errs := checkConfig(inv.str("config"))
+	system := defaultConfig()
 	switch {
-	case cfg == nil || len(errs) > 0 && len(cfg.Listen.Local) == 0:
-		cfg = defaultConfig()
+	case cfg == nil || len(errs) > 0 && (len(cfg.Listen.Local) == 0 || cfg.Listen.Local[0] == system.Listen.Local[0]):
+		if inv.str("config") != defaultConfigPath {
+			return "", errs
+		}
+		cfg = system
 	case len(cfg.Listen.Local) == 0:
 		return "", errorf("listen.local is empty in %s, and that is where the operator is heard; write local = [\"/run/berth/berth.sock\"] and restart", inv.str("config"))
 	}
@@ -270,7 +277,11 @@ func (d *daemonLink) gone(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) { // systemd keeps the socket open while the daemon cannot start
 		return &connError{d.path + ": the daemon does not answer; berth check and systemctl status berth tell why", err}
 	}
-	return &connError{d.path + ": the daemon hung up: " + err.Error(), err}
+	why := err.Error()
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		why = "it has ended, or this session was kicked"
+	}
+	return &connError{d.path + ": the daemon hung up: " + why, err}
 }
 
 // reply is the next reply before there are frames.

@@ -106,7 +106,8 @@ func TestAdminVerbs(t *testing.T) {
 		}
 	}
 
-	says(t, exitOK, "Told 1 sessions at once. 1 speak FTP, which has no words for it: they read it with SITE SAY.\n", "", at("wall", "back in", "five minutes")...)
+	says(t, exitOK, "Told 1 session at once. 1 more in FTP, which has no words for it: SITE SAY shows it there.\n", "", at("wall", "back in", "five minutes")...)
+	says(t, exitFailed, "", "berth wall: wall needs a text.\n", at("wall", " ", "\t")...)
 	if m := bob.heard(); m.From != "operator" || m.Text != "back in five minutes" {
 		t.Errorf("%+v", m)
 	}
@@ -196,16 +197,10 @@ func TestAdminWhileDraining(t *testing.T) {
 
 	says(t, exitOK, "Draining.\n", "", at("drain")...)
 	waitUntil(t, "the daemon drains", func() bool { _, err := os.Stat(path); return err != nil })
-	waitUntil(t, "the operator is heard", func() bool { // the file is there before anybody listens
-		c, err := net.Dial("unix", path+lateSuffix)
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
+	heardLate(t, path)
 	says(t, exitOK, "ID *\n* ann *STOR */f *\n", "", at("who")...)
 	says(t, exitOK, "Draining.\n", "", at("drain")...)
-	says(t, exitOK, "Told 0 sessions at once. 1 speak FTP*", "", at("wall", "last call")...)
+	says(t, exitOK, "Told 0 sessions at once. 1 more in FTP*", "", at("wall", "last call")...)
 	says(t, exitOK, "USER *\nann *counted\nme *counted\n", "", "user", "usage", "--config", file)
 	says(t, exitFailed, "", "berth reload: The daemon is going down, and reads nothing any more.\n", at("reload")...)
 
@@ -214,6 +209,9 @@ func TestAdminWhileDraining(t *testing.T) {
 	login.want("220 *")
 	login.cmd("USER ann", "331 *")
 	login.cmd("PASS secret", "421 *going down*")
+	if code, all := examine(t, file); code != exitOK || the(all, "port", "takes nobody new") == nil {
+		t.Errorf("doctor: %d, %+v", code, all)
+	}
 	watcher := p.dial("local") // stays to the end, and is not waited for
 	watcher.want("220 *")
 	watcher.frames().do(`{"do":"who"}`, 226, "")
@@ -232,6 +230,19 @@ func TestAdminWhileDraining(t *testing.T) {
 	if _, err := os.Stat(path + lateSuffix); err == nil {
 		t.Error("the socket stays behind")
 	}
+}
+
+// heardLate waits until a daemon that drains hears the operator: the socket's file is there
+// a moment before anybody listens on it.
+func heardLate(t *testing.T, path string) {
+	t.Helper()
+	waitUntil(t, "the operator is heard", func() bool {
+		d, err := dialLocal(path+lateSuffix, false)
+		if err == nil {
+			d.close()
+		}
+		return err == nil
+	})
 }
 
 // Beside a local socket where everybody may make files, nobody is taken for the daemon that
@@ -303,7 +314,7 @@ func (b *ftpBox) localPath(t *testing.T, file string) string {
 func TestAdminStrangeAnswers(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ what, answers, says string }{
-		{"hangs up", "", "*/s: the daemon hung up: EOF\n"},
+		{"hangs up", "", "*/s: the daemon hung up: it has ended, or this session was kicked\n"},
 		{"is full", "421 Too many connections\x1b[2J: at most 3; try again later.\r\n", "*/s: 421 Too many connections*: at most 3; try again later.\n"},
 		{"is another program", "SSH-2.0-OpenSSH_9.2\r\n", "*/s: *\n"},
 		{"talks without end", strings.Repeat("220-\r\n", 2*adminGreetings), "*/s: the daemon hung up: it talks without end\n"},

@@ -92,16 +92,24 @@ func (d *daemonLink) who(print func(line []byte) error) (all []whoEntry, err err
 // terminal, else as one table after the other.
 func (inv *invocation) watchWho(d *daemonLink) error {
 	screen := terminalFile(inv.stdout)
-	end, redraw := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signals := func() chan os.Signal { return make(chan os.Signal, 1) }
+	end, redraw, suspend, back := signals(), signals(), signals(), signals()
 	signal.Notify(end, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(end)
 	if screen != nil {
-		signal.Notify(redraw, syscall.SIGWINCH, syscall.SIGTSTP)
+		signal.Notify(redraw, syscall.SIGWINCH)
 		defer signal.Stop(redraw)
+		signal.Notify(suspend, syscall.SIGTSTP)
+		defer signal.Stop(suspend)
+		signal.Notify(back, syscall.SIGCONT)
+		defer signal.Stop(back)
 		io.WriteString(screen, screenEnter)
 		defer io.WriteString(screen, screenLeave)
 	}
 	var ended atomic.Int32
+	var link atomic.Pointer[daemonLink]
+	link.Store(d)
+	defer func() { link.Load().close() }()
 	over, done := make(chan struct{}), make(chan struct{})
 	defer close(done)
 	go func() {
@@ -109,14 +117,22 @@ func (inv *invocation) watchWho(d *daemonLink) error {
 		case s := <-end:
 			ended.Store(int32(s.(syscall.Signal)))
 			close(over)
-			d.close() // whatever it waits for
+			link.Load().close() // whatever it waits for
 		case <-done:
 		}
 	}()
 	tick := time.NewTicker(inv.period("interval"))
 	defer tick.Stop()
 	for {
-		all, err := d.who(nil)
+		all, err := link.Load().who(nil)
+		if isConnError(err) && ended.Load() == 0 {
+			// Who has a uid's user is a session like others, and a drain ends it. The daemon
+			// still hears him, but not at the socket where systemd would start the next one.
+			if late, gone := dialLocal(d.path+lateSuffix, true); gone == nil {
+				link.Swap(late).close()
+				all, err = late.who(nil)
+			}
+		}
 		switch s := ended.Load(); {
 		case s == int32(syscall.SIGINT): // that is how one leaves
 			return nil
@@ -133,12 +149,21 @@ func (inv *invocation) watchWho(d *daemonLink) error {
 			select {
 			case <-over:
 			case <-tick.C:
-			case s := <-redraw:
-				if again = true; s == syscall.SIGTSTP {
-					io.WriteString(screen, screenLeave)
-					unix.Kill(os.Getpid(), unix.SIGSTOP)
-					io.WriteString(screen, screenEnter)
+			case <-redraw:
+				again = true
+			case <-back: // somebody else has stopped it
+				again = true
+			case <-suspend:
+				io.WriteString(screen, screenLeave)
+				unix.Kill(os.Getpid(), unix.SIGSTOP)
+				// The other threads stop a moment later than kill returns: what is written
+				// before would hide the shell again.
+				select {
+				case <-back:
+				case <-over:
 				}
+				io.WriteString(screen, screenEnter)
+				again = true
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,6 +97,21 @@ func TestWhoWatch(t *testing.T) {
 			c.resize(10, 200)
 			c.until("too-long-for-the-window-it-is-shown-in.jpg")
 		}
+		if end.how == "Ctrl-C" { // and Ctrl-Z before
+			c.keys("\x1a")
+			c.until(screenLeave)
+			waitUntil(t, "it is stopped", func() bool {
+				stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
+				return strings.Contains(string(stat), ") T ")
+			})
+			io.WriteString(c.far, "the shell")
+			if between := c.until("the shell"); between != "the shell" {
+				t.Errorf("stopped, who --watch has written %q", between)
+			}
+			c.cmd.Process.Signal(syscall.SIGCONT)
+			c.until(screenEnter)
+			c.until("PROGRESS")
+		}
 		end.end(c)
 		c.until(screenLeave)
 		c.ended(end.code)
@@ -128,6 +144,45 @@ func TestWhoWatch(t *testing.T) {
 	p.ended(exitOK)
 }
 
+// TestWhoWatchDrain: a drain ends the session of an operator who is a user too, and he
+// goes on watching.
+func TestWhoWatchDrain(t *testing.T) {
+	t.Parallel()
+	p, b, file, _ := administered(t, "")
+	path := b.localPath(t, file)
+	b.user(t, "boss", fmt.Sprintf("uid = %d\n", os.Getuid()))
+	says(t, exitOK, "Reloaded.\n", "", "reload", "--config", file)
+	line := p.dial("control").login()
+	line.cmd("EPSV", "229 *")
+	data := line.open()
+	line.cmd("STOR f", "150 *")
+	var out, errs syncBuffer
+	cmd := exec.Command(os.Args[0], "who", "--interval", "100ms", "--config", file)
+	cmd.Env = append(os.Environ(), asBerth+"=1", noRaceSleep)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tables := func() { // three more
+		n := strings.Count(out.String(), "RATE")
+		waitUntil(t, "three tables", func() bool { return strings.Count(out.String(), "RATE") >= n+3 })
+	}
+	tables()
+	says(t, exitOK, "Draining.\n", "", "drain", "--config", file)
+	heardLate(t, path)
+	if all := sessionsOf(t, file)["boss"]; len(all) > 0 { // the end of it, sooner
+		says(t, exitOK, "*Ended.\n", "", "kick", "--user", "boss", "--config", file)
+	}
+	tables()
+	data.Close()
+	line.want("226 *")
+	line.cmd("QUIT", "221 *")
+	if cmd.Wait(); cmd.ProcessState.ExitCode() != exitNoConn || !wildcard("berth who: */s*: the daemon hung up: *\n", errs.String()) {
+		t.Errorf("after the daemon's end: %v, %q", cmd.ProcessState, errs.String())
+	}
+	p.ended(exitOK)
+}
+
 func TestKickMany(t *testing.T) {
 	t.Parallel()
 	p, b, file, _ := administered(t, "")
@@ -139,14 +194,32 @@ func TestKickMany(t *testing.T) {
 	bob := p.dial("control")
 	bob.want("220 *")
 	bob.frames().enter("bob")
-	id := sessionsOf(t, file)["ann"][0].ID
-	says(t, exitFailed, fmt.Sprintf("%d: Ended.\n", id), "berth kick: There is no other session 4711; who lists them.\n", "kick", fmt.Sprint(id), "4711", "--config", file)
-	waitUntil(t, "one of ann's is gone", func() bool { return len(sessionsOf(t, file)["ann"]) == 2 })
-	says(t, exitOK, "*: Ended.\n*: Ended.\n", "", "kick", "--user", "ann", "--config", file)
+	told := p.dial("control").login()
+	all := sessionsOf(t, file)["ann"]
+	id := all[len(all)-1].ID
+	says(t, exitFailed, fmt.Sprintf("%d: Ended.\n", id), "berth kick: There is no other session 4711; who lists them.\n", "kick", fmt.Sprint(id), fmt.Sprint(id), "4711", "--config", file)
+	told.want("421 The operator has ended this session.")
+	told.closed()
+	p.dial("control").login()
+	id = sessionsOf(t, file)["ann"][0].ID
+	says(t, exitOK, "Ended.\n", "", "kick", fmt.Sprint(id), "--config", file)
+	waitUntil(t, "two of ann's are gone", func() bool { return len(sessionsOf(t, file)["ann"]) == 3 })
+	says(t, exitOK, "*: Ended.\n*: Ended.\n*: Ended.\n", "", "kick", "--user", "ann", "--config", file)
 	waitUntil(t, "ann is gone", func() bool { return len(sessionsOf(t, file)["ann"]) == 0 })
 	says(t, exitFailed, "", "berth kick: there is no such session; berth who lists them\n", "kick", "--user", "bob", "--addr", "127.0.0.2", "--config", file)
 	says(t, exitOK, "*: Ended.\n", "", "kick", "--addr", "::ffff:127.0.0.1", "--config", file)
 	waitUntil(t, "bob is gone", func() bool { return len(sessionsOf(t, file)) == 0 })
+	says(t, exitFailed, "", "berth kick: there is no such session*\n", "kick", "--addr", "local", "--config", file)
+	// A mistake hides where the daemon of another configuration listens; the system's is not meant.
+	for _, text := range []string{"", "[listen\n"} {
+		other := filepath.Join(t.TempDir(), "other.toml")
+		want := "berth kick: " + other + ": no such file; *\n"
+		if text != "" {
+			os.WriteFile(other, []byte(text), 0o600)
+			want = "berth kick: " + other + ":1:*: not valid TOML *\n"
+		}
+		says(t, exitFailed, "", want, "kick", fmt.Sprint(id), "--config", other)
+	}
 	for _, args := range [][]string{{}, {"3", "--user", "ann"}, {"--addr", "nowhere"}} {
 		says(t, exitUsage, "", "berth kick: *", append([]string{"kick", "--config", file}, args...)...)
 	}

@@ -381,7 +381,7 @@ func (s *session) doKick(q *request) error {
 }
 
 func (s *session) doWall(q *request) error {
-	if q.Text == "" {
+	if strings.TrimSpace(q.Text) == "" {
 		return s.badField("wall needs a text.")
 	}
 	if len(q.Text) > maxSaid {
@@ -404,7 +404,7 @@ func (s *session) doWall(q *request) error {
 	}
 	s.srv.chat.wall(told, q.Text)
 	s.srv.log.Info("wall", "session", s.id, "uid", s.localUID, "bytes", len(q.Text), "count", len(told))
-	s.reply(codeOK, fmt.Sprintf("Told %d sessions at once. %d speak FTP, which has no words for it: they read it with SITE SAY.", len(told), lines))
+	s.reply(codeOK, fmt.Sprintf("Told %d %s at once. %d more in FTP, which has no words for it: SITE SAY shows it there.", len(told), plural(len(told), "session"), lines))
 	return nil
 }
 

@@ -476,9 +476,9 @@ func (s *server) courtesy() time.Duration {
 }
 
 // courtesy is the server's; who has not logged in gets no more than drainGrace of it
-// in all. s.mu is held.
+// in all, and who is killed nothing. s.mu is held.
 func (s *session) courtesy() time.Duration {
-	if s.late.Load() {
+	if s.late.Load() || s.killed != nil {
 		return 0
 	}
 	left := s.srv.courtesy()
@@ -509,16 +509,13 @@ func (s *server) shutdown(signals <-chan os.Signal) {
 	left := s.everySession()
 	most := s.config().Server.Drain.std()
 	s.log.Info("draining", "sessions", len(left), "most", most)
-	waits := false
-	for _, c := range left {
-		if !s.stay(c) {
-			c.drain()
-			waits = true
-		}
-	}
+	left = slices.DeleteFunc(left, s.stay)
 	var late []socket
-	if waits {
+	if len(left) > 0 { // before the first has ended: who --watch goes on there
 		late = s.openLate()
+	}
+	for _, c := range left {
+		c.drain()
 	}
 	done := make(chan struct{})
 	go func() { s.running.Wait(); close(done) }()

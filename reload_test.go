@@ -1,7 +1,9 @@
 package main
 
 import (
+	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 )
@@ -46,8 +48,8 @@ func TestReloadReachesOpenSessions(t *testing.T) {
 	reload()
 	for _, c := range []net.Conn{line.conn, framed.conn} {
 		c.SetReadDeadline(time.Now().Add(replyTime))
-		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
-			t.Errorf("a session of a disabled user reads %d bytes, %v", n, err)
+		if said, err := io.ReadAll(c); err != nil || !strings.Contains(string(said), "The operator has ended this session.") {
+			t.Errorf("a session of a disabled user reads %q, %v", said, err)
 		}
 	}
 	bob.cmd("NOOP", "200 *")

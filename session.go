@@ -238,6 +238,7 @@ func (s *session) farewell(err error) string {
 	s.mu.Unlock()
 	switch {
 	case killed == errKicked:
+		s.replyNow(codeClosing, "The operator has ended this session.")
 		return "kicked"
 	case err == errQuit:
 		s.flush()
@@ -358,11 +359,17 @@ func (s *session) allowReply() {
 	s.conn.SetWriteDeadline(time.Now().Add(most))
 }
 
-// kill ends the session whatever it does. why is errKicked, or errDrain.
+// kill ends the session whatever it does. why is errKicked, or errDrain. Who waits for
+// a command is told; everything else is cut off, as it may hang.
 func (s *session) kill(why error) {
 	s.mu.Lock()
 	s.draining, s.killed = true, why
 	x := s.xfer
+	if s.idle {
+		s.bare.SetDeadline(time.Unix(1, 0))
+		s.mu.Unlock()
+		return
+	}
 	s.mu.Unlock()
 	if x != nil {
 		x.cancel(why)
