@@ -526,7 +526,9 @@ func (s *session) doStanding(q *request) error {
 	srv, name := s.srv, *q.User
 	a := &answer{Code: codeFileStatus, Reason: refusedNow, Text: srv.unwelcome(peer)}
 	failed, delay := srv.auth.failures(name, peer)
-	most := srv.under(srv.users.get(name), peer).Sessions
+	u := srv.users.get(name)
+	most := srv.under(u, peer).Sessions
+	elsewhere := u != nil && u.Quota != "filesystem" && srv.jails.ledger.elsewhere(u.Home)
 	info, err := os.Stat(srv.configPath)
 	srv.mu.Lock()
 	has := 0
@@ -542,7 +544,7 @@ func (s *session) doStanding(q *request) error {
 	default:
 		a.Text = srv.full(peer, 0, !peer.IsValid(), 1) // uids have limits of their own
 	}
-	if u := srv.users.get(name); a.Text == "" && u != nil && u.Quota != "filesystem" && srv.jails.ledger.elsewhere(u.Home) {
+	if a.Text == "" && elsewhere {
 		a.Text = "Another berth counted his home when this one tried last, which each login does again; with quota = \"filesystem\" both serve it."
 	}
 	if a.Text == "" {
