@@ -140,7 +140,7 @@ func (s *session) cmdNLST(arg string) error {
 		if gerr != nil {
 			return s.fail(gerr)
 		}
-		if len(names) == 0 {
+		if len(names) == 0 && r.path != "*" { // that is no more than the directory, which may be empty
 			s.reply(codeDenied, "Nothing matches.")
 			return nil
 		}
