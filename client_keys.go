@@ -663,9 +663,8 @@ func makeKey(comment string) (text, der []byte, err error) {
 
 // shellWord is s as a shell reads it back, for commands in messages.
 func shellWord(s string) string {
-	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@%:,="
-	if s != "" && strings.Trim(s, plain) == "" {
-		return s
+	if s == "" {
+		return "''"
 	}
-	return "'" + strings.ReplaceAll(shownText(s), "'", `'\''`) + "'"
+	return shellQuote(shownText(s))
 }

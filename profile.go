@@ -227,19 +227,20 @@ func checkProfile(name string) string {
 //go:noinline
 func (u *user) fill(p *preset, keys keySet) keySet {
 	keys &= p.sets
-	for _, set := range []struct {
-		key  keySet
-		take func()
-	}{
-		{keyTLS, func() { u.TLS = p.values.TLS }},
-		{keyPermissions, func() { u.Permissions = p.values.Permissions }},
-		{keySessions, func() { u.Sessions = p.values.Sessions }},
-		{keyWhenFull, func() { u.WhenFull = p.values.WhenFull }},
-		{keyQuirks, func() { u.Quirks = p.values.Quirks }},
-	} {
-		if keys&set.key != 0 {
-			set.take()
-		}
+	if keys&keyTLS != 0 {
+		u.TLS = p.values.TLS
+	}
+	if keys&keyPermissions != 0 {
+		u.Permissions = p.values.Permissions
+	}
+	if keys&keySessions != 0 {
+		u.Sessions = p.values.Sessions
+	}
+	if keys&keyWhenFull != 0 {
+		u.WhenFull = p.values.WhenFull
+	}
+	if keys&keyQuirks != 0 {
+		u.Quirks = p.values.Quirks
 	}
 	return keys
 }
