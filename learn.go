@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"time"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -132,7 +134,7 @@ func (s *session) taped(dir byte, text string) {
 	defer ls.mu.Unlock()
 	if s.tape == nil {
 		s.tape = &tape{}
-		at := "connected from " + s.addrText() + ", " + s.proto
+		at := s.tapeBegins()
 		if s.user != nil {
 			at += ", and logged in before the recording began"
 		}
@@ -216,12 +218,21 @@ func (s *session) tapeName(ls *lessons, name string) {
 		return
 	}
 	of := slices.IndexFunc(ls.list, func(l *lesson) bool { return !l.from.IsValid() && l.name == name })
+	moves := t.of != nil // from a recording that knows its address, and has its beginning
 	if t.named = true; of < 0 {
 		t.of, t.before = nil, nil // somebody else's
 		return
 	}
-	s.tapeTo(ls, ls.list[of])
+	if l := ls.list[of]; t.of != l {
+		s.tapeTo(ls, l)
+		if moves {
+			s.tapeLine(ls, '!', s.tapeBegins())
+		}
+	}
 }
+
+// tapeBegins is the first line of a session.
+func (s *session) tapeBegins() string { return "connected from " + s.addrText() + ", " + s.proto }
 
 // tapeTo gives the lesson what the session has said so far, and what others have from
 // the same address that ended without a name, as after a handshake that failed.
@@ -324,7 +335,7 @@ func (s *session) doLearn(q *request) error {
 		}
 	}
 	if q.User == nil || *q.User == "" || len(*q.User) > maxLogName {
-		return s.badField("learn needs a user: the name that the device logs in with.")
+		return s.badField("learn needs a user: the name that the device logs in with, of at most %d bytes.", maxLogName)
 	}
 	l, err := s.srv.lessons.begin(*q.User, from)
 	if err != nil {
@@ -389,7 +400,7 @@ func runLearn(inv *invocation) error {
 	}
 	file := inv.str("output")
 	if file == "" {
-		if file = name + ".dialogue"; strings.ContainsAny(name, "/\x00") || beginsWith(name, ".") {
+		if file = name + ".dialogue"; hasText(name, "/") || beginsWith(name, ".") || shownText(name) != name {
 			return usageErr("%s is no name for a file; give one with --output FILE", configQuote(name))
 		}
 	}
@@ -406,13 +417,8 @@ func runLearn(inv *invocation) error {
 	var f *os.File
 	var all builder
 	link.begun = func() (err error) {
-		// An older recording stays until there is something to write.
-		f, err = os.OpenFile(file, os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
-		if errors.Is(err, syscall.ELOOP) {
-			return errorf("%s is a symbolic link, which is not followed; name the file itself with --output", file)
-		}
-		if err == nil {
-			fmt.Fprintf(inv.stderr, "berth learn: recording %s into %s for %s; have the device do its work now, and end this with Ctrl-C\n", name, file, inv.str("for"))
+		if f, err = openDialogue(file); err == nil {
+			fmt.Fprintf(inv.stderr, "berth learn: recording %s into %s for %s; have the device do its work now, and end this with Ctrl-C\n", shownText(name), shownText(file), inv.str("for"))
 		}
 		return err
 	}
@@ -433,11 +439,36 @@ func runLearn(inv *invocation) error {
 			os.Remove(file)
 		}
 	}
-	if err != nil && ctx.Err() == nil {
-		return err
+	if ctx.Err() != nil {
+		err = nil
 	}
-	if all.Len() == 0 {
-		return errorf("no session said USER %s in that time; --from ADDRESS records what comes from an address, whatever it says", name)
+	if all.Len() > 0 {
+		return cmp.Or(err, inv.tellLearned(name, all.String()))
 	}
-	return inv.tellLearned(name, all.String())
+	if err == nil {
+		err = errorf("no session said USER %s in that time; --from ADDRESS records what comes from an address, whatever it says", shownText(name))
+	}
+	return err
+}
+
+// openDialogue opens the file of a recording. An older one stays until there is something
+// to write; what is there must be the operator's own, since whoever else has it open, or
+// has another name for it, would read what is recorded, and a device would lose its mode.
+func openDialogue(file string) (*os.File, error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, errorf("%s is a symbolic link, which is not followed; name the file itself with --output", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(int(f.Fd()), &st); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || int(st.Uid) != os.Geteuid()) {
+		err = errorf("%s is there already, and is not a file that only uid %d has; name another with --output", file, os.Geteuid())
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }

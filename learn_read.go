@@ -33,7 +33,10 @@ type findings struct {
 	bytes, most       int64
 	depth             int // of directories
 	noQuit            int
+	loggedIn, done    bool // done: a file went through
 	loginFailed       bool
+	full              bool       // of its quota
+	atOnce            int        // sessions that it may have had, and wanted more
 	perm              permission // that its commands take
 	quirks            quirk      // that it needs
 	against           quirk      // that would keep it from its work
@@ -43,9 +46,20 @@ type findings struct {
 // pictureNames end what cameras store.
 var pictureNames = []string{".jpg", ".jpeg", ".mp4", ".avi", ".mkv", ".mov", ".dav", ".264", ".265", ".h264", ".h265", ".ts"}
 
+// isPicture is 1 for a name that one has, so that they can be counted.
+//
+//go:noinline
+func isPicture(name string) int {
+	if inList(pictureNames, strings.ToLower(path.Ext(name))) {
+		return 1
+	}
+	return 0
+}
+
 // heard is one session of a dialogue on its way through readDialogue.
 type heard struct {
 	verb, arg string
+	renamed   string
 	pending   int  // of refused, counted from 1: what came next is not known yet
 	epsv      bool // EPSV was answered, and nothing has come of it yet
 	quit      bool
@@ -154,18 +168,20 @@ func (f *findings) said(h *heard, line string) {
 		h.quit = true
 	case "STOR", "APPE", "STOU":
 		f.uploads++
-		if inList(pictureNames, strings.ToLower(path.Ext(h.arg))) {
-			f.pictures++
-		}
+		f.pictures += isPicture(h.arg)
+	case "RNFR":
+		h.renamed = h.arg
+	case "RNTO": // as 1.jpg_ to 1.jpg
+		f.pictures += isPicture(h.arg) &^ isPicture(h.renamed)
 	}
-	switch h.verb {
-	case "CWD", "MKD", "STOR", "APPE", "NLST", "LIST", "SIZE", "DELE", "RMD", "RNFR", "RNTO", "RETR":
-		if hasText(h.arg, `\`) {
-			f.quirks |= quirkBackslash
-		}
-		parts := strings.FieldsFunc(h.arg, func(r rune) bool { return r == '/' || r == '\\' })
-		f.depth = max(f.depth, len(parts))
+	if c == nil || !c.login {
+		return // it has no path
 	}
+	if hasText(h.arg, `\`) {
+		f.quirks |= quirkBackslash
+	}
+	parts := strings.FieldsFunc(h.arg, func(r rune) bool { return r == '/' || r == '\\' })
+	f.depth = max(f.depth, len(parts))
 }
 
 // told is what a reply tells.
@@ -174,18 +190,26 @@ func (f *findings) told(h *heard, reply string) {
 	switch {
 	case h.verb == "EPSV" && code == codeExtPassive:
 		h.epsv = true
-	case code == codeLoggedIn && !beginsWith(f.tls, "TLS 1"):
-		f.clear = true
+	case code == codeLoggedIn:
+		f.loggedIn = true
+		f.clear = f.clear || !beginsWith(f.tls, "TLS 1")
 	case code == codeClosing && beginsWith(reply, "421 Idle"):
 		f.quirks |= quirkKeepOpen
-	case code == codeNotLoggedIn && hasText(reply, "clear text"):
+		return
+	case code == codeClosing:
+		if _, most, ok := cutText(reply, "this user: at most "); ok {
+			f.atOnce, _ = strconv.Atoi(strings.TrimSuffix(most, "."))
+		}
+	case code == codeNotLoggedIn && hasText(reply, "clear text"), code == codeNeedTLSData:
 		f.clear = true
+	case code == codeQuota:
+		f.full = true
 	case code == codeNotLoggedIn && h.verb == "PASS":
 		f.loginFailed = true
 	case code == codeAborted && hasText(reply, "ALLO"):
 		f.quirks |= quirkIgnoreALLO
 	}
-	if code >= 500 && h.verb != "" && len(f.refused) < maxRefused {
+	if (code >= 500 || code == codeClosing) && h.verb != "" && len(f.refused) < maxRefused {
 		f.refused = append(f.refused, refusedVerb{h.verb, reply, ""})
 		h.pending = len(f.refused)
 	}
@@ -195,8 +219,9 @@ func (f *findings) told(h *heard, reply string) {
 func (f *findings) event(h *heard, what string) {
 	switch {
 	case beginsWith(what, "connected from "):
-		from, _, _ := cutText(what[len("connected from "):], ",")
+		from, how, _ := cutText(what[len("connected from "):], ",")
 		noteOnce(&f.from, from)
+		f.loggedIn = f.loggedIn || hasText(how, "logged in")
 	case beginsWith(what, "TLS failed"):
 		f.oldTLS = f.oldTLS || hasText(what, "TLS 1.1 or older")
 		f.tls = what
@@ -220,6 +245,7 @@ func (f *findings) event(h *heard, what string) {
 			f.noQuit++
 		}
 	}
+	f.done = f.done || strings.HasSuffix(what, " bytes: ok")
 	verb, rest, _ := cutText(what, " of ")
 	size, result, isSize := cutText(rest, " bytes: ")
 	n, err := strconv.ParseInt(size, 10, 64)
@@ -245,6 +271,8 @@ func heardUser(what string) *user {
 		case keyBit(key)&(keyPermissions|keyQuirks) != 0:
 			value, _ = userList(value)
 			text += key + " = " + value + "\n"
+		case key == "sessions":
+			text += key + " = " + value + "\n"
 		case keyBit(key)&(keyTLS|keyWhenFull) != 0, key == "profile" && value != "":
 			text += key + " = " + tomlString(value) + "\n"
 		}
@@ -266,7 +294,7 @@ func (f *findings) profile() *preset {
 	device := f.plain() || f.quirks != 0
 	switch {
 	case f.perm&permRead != 0:
-	case f.uploads > 0 && device && f.pictures == f.uploads:
+	case f.uploads > 0 && device && f.pictures >= f.uploads:
 		return findPreset("camera")
 	case f.uploads > 0 && device:
 		return findPreset("scanner")
@@ -312,6 +340,9 @@ func (f *findings) beside(has *user, p *preset) (keys [][2]string) {
 	if f.perm&^u.Permissions != 0 {
 		list, _ := userList((u.Permissions | f.perm).String())
 		need("permissions", list)
+	}
+	if f.atOnce >= u.Sessions {
+		need("sessions", itoa(max(findPreset("camera").values.Sessions, 2*f.atOnce)))
 	}
 	if f.quirks&^u.Quirks != 0 || f.against&u.Quirks != 0 {
 		list, _ := userList(((u.Quirks | f.quirks) &^ f.against).String()) // in place of a profile's, so those too
@@ -383,8 +414,15 @@ func (f *findings) report() string {
 	if f.loginFailed {
 		b.say("login", `failed; the daemon's log tells why ("login failed")`)
 	}
-	if f.uploads == 0 {
-		b.say("incomplete", "nothing was uploaded: do what is said below, and record it again")
+	if f.full {
+		b.say("quota", "is full: give it more with --quota or --files, or have its oldest files go with --when-full rotate")
+	}
+	if !f.done {
+		why := "no file went through"
+		if !f.loggedIn {
+			why = "it did not log in"
+		}
+		b.say("incomplete", "%s: do what is said below, and record it again for the rest", why)
 	}
 	return string(b)
 }
@@ -401,21 +439,24 @@ func (inv *invocation) tellLearned(name, dialogue string) error {
 		user = "NAME"
 	}
 	keys := f.keys()
-	text := "It needs no profile and no quirk.\n"
+	text := "It needs"
+	if !f.done {
+		text = "So far it needs"
+	}
 	switch {
 	case keys != nil:
-		text = "It needs, in users.d/" + user + ".toml:\n"
+		text += ", in users.d/" + user + ".toml:\n"
 		for _, k := range keys {
 			text += "  " + k[0] + " = " + k[1] + "\n"
 		}
 		text += "That is: " + setFlags(user, keys) + ", or add for a new user.\n"
-	case f.loginFailed && f.uploads == 0:
-		text = "So far it needs no profile and no quirk; record it again when it has logged in.\n"
 	case f.has != nil && (f.has.Profile+f.has.networkProfile != "" || f.has.own != 0):
-		text = "It needs nothing that it has not already.\n"
+		text += " nothing that it has not already.\n"
 		if p := f.profile(); p != nil && f.has.Profile == "" {
 			text += "The profile " + p.name + " fits what it does, too: " + setFlags(user, f.beside(f.has, p)) + "\n"
 		}
+	default:
+		text += " no profile and no quirk.\n"
 	}
 	fmt.Fprint(inv.stdout, text)
 	return nil
@@ -425,7 +466,7 @@ func (inv *invocation) tellLearned(name, dialogue string) error {
 func setFlags(user string, keys [][2]string) string {
 	text := "berth user set " + user
 	for _, k := range keys {
-		text += " --" + k[0] + " " + newReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1])
+		text += " --" + k[0] + " " + shellWord(newReplacer(`"`, "", "[", "", "]", "", ", ", ",").Replace(k[1]))
 	}
 	return text
 }

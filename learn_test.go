@@ -4,14 +4,18 @@ package main
 // a recording has what it should, nothing secret, and an end.
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -69,6 +73,28 @@ func TestDialoguesTellWhatDevicesNeed(t *testing.T) {
 			C STOR \scans\a.pdf
 			! STOR of 5000 bytes: ok
 			C QUIT`, `profile = "scanner"`, "active: the way"},
+		{"camera that renames", login + `C PASV
+			C STOR 1.jpg_
+			! STOR of 5000 bytes: ok
+			C RNFR 1.jpg_
+			C RNTO 1.jpg
+			C QUIT`, `profile = "camera"`, "\nIt needs, in"},
+		{"camera that is not let in", `C USER d
+			S 530 Passwords are not accepted in clear text from there; use AUTH TLS first.`, `tls = "optional"`, "it did not log in: do what is said below, and record it again for the rest\nSo far it needs, in"},
+		{"camera that finds its directory only", login + "C TYPE I\nS 200 Type.\nC QUIT", `tls = "optional"`, "no file went through"},
+		{"ten sessions that stay, and one more", login + "! has tls optional\nC PASS ***\nS 421 Too many connections for this user: at most 10.",
+			"sessions = 50", "--sessions 50"},
+		{"sixty of a file's fifty", login + "! has tls optional; sessions 60\nC PASS ***\nS 421 Too many connections for this user: at most 60.",
+			"sessions = 120", "PASS (421 Too many"},
+		{"one whose file has sessions enough by now", login + "! has tls optional; sessions 61\nC PASS ***\nS 421 Too many connections for this user: at most 60.",
+			"", "So far it needs nothing"},
+		{"control in TLS and files in clear", "! TLS 1.3\n" + login + `C PROT C
+			C STOR a.bin
+			S 521 Your files travel encrypted only; use PROT P.
+			C QUIT`, `profile = "scanner"`, "TLS 1.3"},
+		{"time of a file by its path in Windows", login + "! has tls optional\nC MDTM \\a.bin\nS 550 Missing", `quirks = ["backslash"]`, "MDTM"},
+		{"active mode that a network's profile takes away", login + "! has network strict; tls optional\nC PORT 10,0,0,1,8,1\nS 502 PORT is not\nC QUIT", "quirks = []", "berth user set d --quirks '',"},
+		{"camera that has filled its quota", login + "! has tls optional\nC STOR 1.jpg\n! STOR of 9 bytes: quota\nS 552 Your quota", "", "--when-full rotate"},
 		{"PLC", "! lines end with LF alone\n" + login + `C ALLO 4096
 			S 200 OK.
 			C PASV
@@ -109,6 +135,7 @@ quirks = ["mkd-exists-ok", "backslash", "ignore-allo", "hang-up", "site-umask"]`
 			C MLSD
 			! passive data connection: ok
 			C RETR x
+			! RETR of 1 bytes: ok
 			C DELE x
 			C QUIT`, ``, "It needs no profile and no quirk."},
 		{"ftp.exe", "C opts utf8 on\nS 501 OPTS\n" + login + `C PORT 10,0,9,5,8,1
@@ -122,7 +149,8 @@ quirks = ["mkd-exists-ok", "backslash", "ignore-allo", "hang-up", "site-umask"]`
 			C RNTO a.jpg
 			C QUIT`, ``, "It needs nothing that it has not already."},
 		{"one that its network's profile serves", login + "! has network scanner; no other key of a profile\n" + `C PASV
-			C STOR \a.jpg`, ``, "It needs nothing that it has not already.\nThe profile camera fits what it does, too: berth user set d --profile camera"},
+			C STOR \a.jpg
+			! STOR of 1 bytes: ok`, ``, "It needs nothing that it has not already.\nThe profile camera fits what it does, too: berth user set d --profile camera"},
 		{"scanner with the camera's profile", login + "! has profile camera; no other key of a profile\n" + `C MKD \a
 			S 550 That name is taken.
 			C QUIT`, `quirks = ["no-epsv", "mkd-exists-ok", "backslash", "keep-open", "site-umask"]`, "camera, which it has"},
@@ -333,6 +361,108 @@ func TestLearnSaysWhatIsWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	learn(exitFailed, "is a symbolic link", "--output", link)
+	for name, want := range map[string]string{"a\x1b[31m": `"a\x1b[31m" is no name for a file`, "a/b": `"a/b" is no name`, ".a": `".a" is no name`} {
+		says(t, exitUsage, "", "berth learn: "+want+"*", "learn", "--config", file, name)
+	}
+	says(t, exitFailed, "", "berth learn: learn needs a user: the name that the device logs in with, of at most 64 bytes.\n", "learn", "--config", file, "--output", out, strings.Repeat("x", 65))
+}
+
+// TestLearnWritesOnlyIntoItsOwn: what somebody else reads, or has another name for, stays as it
+// is, and so does what is no file.
+func TestLearnWritesOnlyIntoItsOwn(t *testing.T) {
+	dir := t.TempDir()
+	pipe, kept, other, foreign := filepath.Join(dir, "pipe"), filepath.Join(dir, "kept"), filepath.Join(dir, "other"), filepath.Join(dir, "foreign")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o644), os.WriteFile(kept, []byte("kept"), 0o644), os.Link(kept, other)); err != nil {
+		t.Fatal(err)
+	}
+	all := []string{pipe, other, "/dev/null"}
+	if os.Geteuid() == 0 {
+		if err := errors.Join(os.WriteFile(foreign, nil, 0o644), os.Chown(foreign, 1, 1)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, foreign)
+	}
+	for _, file := range all {
+		f, err := openDialogue(file)
+		if err == nil {
+			f.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), file+" is there already, and is not a file that only uid") {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	if f, err := openDialogue(filepath.Join(dir, "new")); err != nil {
+		t.Error(err)
+	} else {
+		f.Close()
+	}
+}
+
+// TestLearnTellsDevicesOfOneAddressApart, as those behind one router: each recording has its own
+// device, with where it came from.
+func TestLearnTellsDevicesOfOneAddressApart(t *testing.T) {
+	inBox(t, "", "", func(t *testing.T, b *ftpBox) {
+		ls, names := &b.srv.lessons, []string{"one", "two", "one"}
+		heard := map[string]*lesson{}
+		for _, name := range names[:2] {
+			l, err := ls.begin(name, netip.Addr{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ls.end(l)
+			heard[name] = l
+		}
+		for _, name := range names {
+			c := b.dial(t)
+			c.want("220 *")
+			c.cmd("USER "+name, "331 *")
+			c.cmd("QUIT", "221 *")
+			synctest.Wait()
+		}
+		for name, l := range heard {
+			lines, _ := ls.fetch(l)
+			if f := readDialogue(string(lines)); !slices.Equal(f.names, []string{name}) || !slices.Equal(f.from, []string{testPeer.String()}) {
+				t.Errorf("of %s:\n%s", name, lines)
+			}
+		}
+	})
+}
+
+// TestLearnTellsWhatWasHeardWhenTheDaemonEnds: a crash costs no recording.
+func TestLearnTellsWhatWasHeardWhenTheDaemonEnds(t *testing.T) {
+	file, _ := writeConfig(t, fmt.Sprintf("log.format = \"json\"\nlisten = { control = [\"127.0.0.1:0\"], datagram = [], http = [], local = [%q] }\n", filepath.Join(shortDir(t), "s")))
+	p := serveBerth(t, file, nil)
+	into := filepath.Join(t.TempDir(), "d")
+	var code int
+	var out string
+	over := make(chan bool)
+	go func() {
+		defer close(over)
+		code, out, _ = cli(t, "learn", "cam", "--config", file, "--output", into)
+	}()
+	p.logged("recording")
+	drainLog(p)
+	c := p.dial("control")
+	c.want("220 *")
+	c.cmd("USER cam", "331 *")
+	c.cmd("QUIT", "221 *")
+	for end := time.Now().Add(replyTime); ; time.Sleep(5 * time.Millisecond) {
+		if data, _ := os.ReadFile(into); strings.Contains(string(data), "221 Goodbye.") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing is recorded")
+		}
+	}
+	p.cmd.Process.Kill()
+	select {
+	case <-over:
+		if code == exitOK || !strings.Contains(out, "\ncam:\n") {
+			t.Errorf("exit %d: %s", code, out)
+		}
+	case <-time.After(replyTime):
+		t.Fatal("it waits for a daemon that has gone")
+	}
 }
 
 // FuzzLearn: whatever was recorded, or was said by a device, gives advice that berth itself
