@@ -46,8 +46,9 @@ type explanation struct {
 	cfgAt     configPositions
 	userFile  string
 	userAt    configPositions
-	u         *user  // as he is from there; nil: there is none
-	rulePlace string // of the network's profile
+	u         *user    // as he is from there; nil: there is none
+	known     []string // users
+	rulePlace string   // of the network's profile
 	refusal   string
 }
 
@@ -107,6 +108,10 @@ func runExplain(inv *invocation) error {
 		return exitWith(exitFailed)
 	}
 	us.current.Store(set)
+	for name := range set.entries {
+		e.known = append(e.known, name)
+	}
+	slices.Sort(e.known)
 	var base *user
 	if entry := set.entries[name]; entry != nil {
 		base = entry.user
@@ -207,6 +212,9 @@ func (e *explanation) decide(base *user, peer netip.Addr) {
 		text := "there is no user " + configQuote(e.User) + " in " + e.cfg.Server.UsersDir
 		if err := checkUserName(e.User); err != nil {
 			text = err.Error()
+		}
+		if near := nearestWord(e.User, e.known); beginsWith(near, "did") { // and not all of a thousand
+			text += "; " + near
 		}
 		e.add("user", "%s", text)
 		e.refuse("there is no such user; make one with berth user add NAME")
@@ -459,9 +467,11 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 		key string
 		n   byteSize
 	}{{"download_rate", u.DownloadRate}, {"upload_rate", u.UploadRate}} {
+		rate := "no limit"
 		if r.n > 0 {
-			e.own("rate", r.key, "%s a second", r.n)
+			rate = r.n.String() + " a second"
 		}
+		e.own("rate", r.key, "%s: %s", r.key, rate)
 	}
 	if peer.IsValid() {
 		tell, key := cfg.Passive.tells(peer)
@@ -474,8 +484,14 @@ func (e *explanation) holds(u *user, peer netip.Addr, nearby bool) {
 		e.by("passive", key, "PASV tells %s", tell)
 		e.by("passive", "passive.ports", "data connections come to ports %q", cfg.Passive.Ports)
 	}
-	if u.Quirks != 0 {
-		e.own("quirks", "quirks", "%s", orNone(u.Quirks.names()))
+	e.own("quirks", "quirks", "%s", orNone(u.Quirks.names()))
+	switch idle := cfg.Limits.Idle; {
+	case u.Quirks&quirkKeepOpen != 0:
+		e.own("idle", "quirks", "a session stays, by keep-open")
+	case idle <= 0:
+		e.by("idle", "limits.idle", "a session stays")
+	default:
+		e.by("idle", "limits.idle", "a session ends after %s without a command or a transfer", idle)
 	}
 }
 

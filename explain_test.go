@@ -217,3 +217,27 @@ func TestExplainNamesKeyAndLine(t *testing.T) {
 		t.Errorf("a broken file: exit %d, %s", code, errs)
 	}
 }
+
+// TestExplainTellsWhatIsNotSet, so that nobody has to know which line is missing, and whom a
+// name may have meant.
+func TestExplainTellsWhatIsNotSet(t *testing.T) {
+	b := newFTPBox(t, "", "")
+	b.user(t, "cam", "profile = \"camera\"\nupload_rate = \"1MiB\"\n")
+	for _, tt := range []struct{ user, want string }{
+		{"ann", "rate: download_rate: no limit; rate: upload_rate: no limit; quirks: nothing; idle: a session ends after 10m without a command or a transfer"},
+		{"cam", "rate: download_rate: no limit; rate: upload_rate: 1MiB a second; quirks: no-epsv, keep-open, site-umask; idle: a session stays, by keep-open"},
+		{"anna", `user: there is no user "anna" in ` + b.srv.config().Server.UsersDir + `; did you mean "ann"?`},
+		{"somebodyelse", `user: there is no user "somebodyelse" in ` + b.srv.config().Server.UsersDir},
+	} {
+		e, _ := b.explained(t, tt.user, "10.0.9.4")
+		var got []string
+		for _, s := range e.Steps {
+			if s.Step == "rate" || s.Step == "quirks" || s.Step == "idle" || s.Step == "user" && e.Allowed == false {
+				got = append(got, s.Step+": "+s.Text)
+			}
+		}
+		if text := strings.Join(got, "; "); text != tt.want {
+			t.Errorf("%s: %s\nwant %s", tt.user, text, tt.want)
+		}
+	}
+}
