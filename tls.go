@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -116,6 +117,7 @@ type tlsSession struct {
 
 	certified atomic.Bool // the client showed a certificate on the control connection
 	receives  atomic.Bool // the latest data connection is an upload
+	warned    atomic.Bool // of data connections that do not resume it
 	foreign   atomic.Bool // and came with another session's ticket
 }
 
@@ -482,14 +484,13 @@ func (k *tlsKeeper) end(s *tlsSession) {
 
 // checkData tells whether the data connection whose handshake ended in st
 // resumed a control session that goes on, of the same user and address. Under
-// session_reuse = "on" it is errTLSNotResumed if not; "warn" counts and logs
-// who would fail. Uploads over TLS 1.3 cannot resume (see data) and are not
-// held against the client.
+// session_reuse = "on" it is errTLSNotResumed if not; "warn" logs who would fail.
+// All are counted but uploads over TLS 1.3, which cannot resume (see data) and are
+// not held against the client.
 func (k *tlsKeeper) checkData(s *tlsSession, st tls.ConnectionState) (resumed bool, err error) {
 	// UnwrapSession took no other ticket, so to have resumed is all of it.
 	resumed = st.DidResume
-	mode := k.cfg.SessionReuse
-	if s == nil || mode != "warn" && mode != "on" {
+	if s == nil {
 		return resumed, nil
 	}
 	result := "fresh"
@@ -504,8 +505,15 @@ func (k *tlsKeeper) checkData(s *tlsSession, st tls.ConnectionState) (resumed bo
 	if k.onReuse != nil {
 		k.onReuse(result)
 	}
-	k.log.Debug("data session", "addr", s.addr, "result", result, "version", tls.VersionName(st.Version))
-	if mode == "on" && !resumed {
+	level := slog.LevelDebug
+	if !resumed && k.cfg.SessionReuse == "warn" && !s.warned.Swap(true) { // of a client that lists each second, once will do
+		level = slog.LevelWarn
+	}
+	k.mu.RLock()
+	user := s.user
+	k.mu.RUnlock()
+	k.log.Log(context.Background(), level, "TLS data connection", "user", user, "addr", s.addr, "result", result, "version", tls.VersionName(st.Version))
+	if !resumed && k.cfg.SessionReuse == "on" {
 		return false, errTLSNotResumed
 	}
 	return resumed, nil

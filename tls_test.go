@@ -525,7 +525,7 @@ func TestTLSSessionReuse(t *testing.T) {
 								t.Errorf("connection %d: error %v; want one: %v", i, err, want)
 							}
 							want := []string{result}
-							if mode == "off" || !can {
+							if !can {
 								want = nil
 							}
 							if !slices.Equal(counted, want) {
@@ -538,6 +538,27 @@ func TestTLSSessionReuse(t *testing.T) {
 					})
 				}
 			}
+		}
+	}
+}
+
+// TestTLSSessionReuseWarns: who would be shut out by "on" is told once for each session.
+func TestTLSSessionReuseWarns(t *testing.T) {
+	for mode, want := range map[string]int{"off": 0, "warn": 1} {
+		k, log := newTestKeeper(t, tlsConfig{SessionReuse: mode})
+		_, s := k.control(tlsHere)
+		k.login(s, "ann")
+		for range 2 {
+			st, _, serr, cerr := tlsShake(t, k.data(s, false), tlsClientFor(tls.VersionTLS12))
+			if serr != nil || cerr != nil {
+				t.Fatal(serr, cerr)
+			}
+			if resumed, err := k.checkData(s, st); resumed || err != nil {
+				t.Errorf("%s: resumed %v, %v", mode, resumed, err)
+			}
+		}
+		if n := log.count(`level=WARN msg="TLS data connection" user=ann addr=127.0.0.1 result=fresh`); n != want {
+			t.Errorf("%s: %d warnings; want %d", mode, n, want)
 		}
 	}
 }
