@@ -196,6 +196,7 @@ func (s *server) reload() error {
 	old := s.config()
 	err := s.load(old)
 	s.metrics.configReloaded(err == nil)
+	s.tellCommands()
 	s.mu.Lock()
 	s.refused = ""
 	if err == nil {

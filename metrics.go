@@ -65,7 +65,7 @@ type metrics struct {
 	src      metricSources
 	// The Go and process collectors cost more to make than all the rest
 	// together, so the first scrape makes them and not the start.
-	runtimeOnce sync.Once
+	prepareOnce sync.Once
 
 	sessions         *prometheus.GaugeVec
 	sessionsTotal    *prometheus.CounterVec
@@ -229,9 +229,6 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 		m.loginFailures.WithLabelValues(reason)
 	}
 	m.httpRequests = counter("berth_http_requests_total", "Requests to the http listener, by page and status code.", "page", "code")
-	for _, page := range httpPages {
-		m.httpRequests.WithLabelValues(page, strconv.Itoa(httpOK))
-	}
 	latency := histogram("berth_control_command_duration_seconds", "Time berth took over commands and requests, without that of clients, transfers and programs.",
 		[]float64{0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10}, "class")
 	for class, name := range commandClasses {
@@ -242,18 +239,6 @@ func newMetrics(version, revision string, src metricSources) *metrics {
 	m.reloadSuccess = gauge("berth_config_reload_success", "Whether the last reload of the configuration was taken (1) or refused (0).").WithLabelValues()
 	m.reloadTimestamp = gauge("berth_config_reload_timestamp_seconds", "When the running configuration was loaded, as Unix time.").WithLabelValues()
 	m.configReloaded(true)
-
-	// Children that exist from the start let rate() and alerts see the first event.
-	for _, protocol := range []string{"ftp", "ftps", "local", "frames"} {
-		m.sessions.WithLabelValues(protocol)
-		m.sessionsTotal.WithLabelValues(protocol, "ok")
-	}
-	for _, direction := range []string{"download", "upload"} {
-		m.transfersActive.WithLabelValues(direction)
-	}
-	for _, result := range []string{"ok", "failed"} {
-		m.logins.WithLabelValues("password", result)
-	}
 
 	m.registry.MustRegister(&sourceCollector{src: src, panics: m.panics})
 	return m
@@ -300,7 +285,22 @@ type countedTransfer struct {
 func (m *metrics) transferStarted(user, direction, protocol string) *countedTransfer {
 	m.transfersActive.WithLabelValues(direction).Inc()
 	return &countedTransfer{m: m, user: user, direction: direction, protocol: protocol, started: time.Now(),
-		bytes: m.transferBytes.with(m.labels(user, direction, protocol)...)}
+		bytes: m.transferSeries(user, direction, protocol)}
+}
+
+// transferSeries is the counter of a transfer's bytes. With it comes that of transfers that
+// ended well, so that increase() sees the first one.
+func (m *metrics) transferSeries(user, direction, protocol string) prometheus.Counter {
+	m.ended(user, direction, protocol, "ok")
+	return m.transferBytes.with(m.labels(user, direction, protocol)...)
+}
+
+// ended is the counter of transfers that ended so. Nothing else is to be told of one that
+// could not begin.
+//
+//go:noinline
+func (m *metrics) ended(user, direction, protocol, result string) prometheus.Counter {
+	return m.transfers.with(m.labels(user, direction, protocol, result)...)
 }
 
 // add counts n bytes while they move; it does not allocate, and ignores n below 1.
@@ -317,11 +317,13 @@ func (t *countedTransfer) end(result string) {
 	}
 	t.ended = true
 	t.m.transfersActive.WithLabelValues(t.direction).Dec()
-	t.m.transfers.with(t.m.labels(t.user, t.direction, t.protocol, result)...).Inc()
+	t.m.ended(t.user, t.direction, t.protocol, result).Inc()
 	t.m.transferDuration.WithLabelValues(t.direction, t.protocol).Observe(time.Since(t.started).Seconds())
 }
 
 // labels is labels with the user's at their end, which is left out where none names one.
+//
+//go:noinline
 func (m *metrics) labels(user string, others ...string) []string {
 	if m.src.Anonymous {
 		return others
@@ -360,6 +362,13 @@ func (m *metrics) commandRun(command, result string, d time.Duration) {
 	command = metricLabel(command)
 	m.commands.WithLabelValues(command, result).Inc()
 	m.commandDuration.WithLabelValues(command).Observe(d.Seconds())
+}
+
+// commandKnown has the series of a command there before it first runs.
+func (m *metrics) commandKnown(command string) {
+	command = metricLabel(command)
+	m.commands.WithLabelValues(command, "exited")
+	m.commandDuration.WithLabelValues(command)
 }
 
 // uploadHookLost counts an upload whose command will not run any more. reason is
@@ -687,13 +696,10 @@ func (m *metrics) write(w io.Writer) error {
 
 // gather is what a scrape sees.
 func (m *metrics) gather() ([]*dto.MetricFamily, error) {
-	m.runtimeOnce.Do(m.addRuntime)
+	m.prepareOnce.Do(m.prepare)
 	ofUsers := m.userFamilies() // first, so that the registry tells of a panic in it
 	all, err := m.registry.Gather()
 	for _, f := range ofUsers {
-		if len(f.GetMetric()) == 0 {
-			continue
-		}
 		at := 0 // by name, as the registry has them
 		for at < len(all) && all[at].GetName() < f.GetName() {
 			at++
@@ -705,8 +711,36 @@ func (m *metrics) gather() ([]*dto.MetricFamily, error) {
 	return all, err
 }
 
-// addRuntime registers the collectors that only a scrape needs.
-func (m *metrics) addRuntime() {
+// prepare makes what only a scrape needs.
+func (m *metrics) prepare() {
+	// Series that are there, at 0, before their first event let rate() and alerts see it.
+	// Of users there is none but in quotaFamilies: most have one protocol and one direction,
+	// and a thousand users of six would be a scrape twice as long.
+	known := func(vec *prometheus.CounterVec, series string) {
+		for _, values := range strings.Fields(series) {
+			vec.WithLabelValues(strings.Split(values, "/")...)
+		}
+	}
+	known(m.logins, "password/ok password/failed certificate/ok certificate/failed local/ok")
+	known(m.dataConnections, "passive/ok passive/no_data_connection active/ok active/no_data_connection")
+	known(m.tlsSessions, "resumed fresh foreign")
+	known(m.datagrams.vec, "time/ok rfc3339/ok rfc868/ok echo/ok upper/ok hello/ok")
+	known(m.controlCommands.vec, "PASS/2xx PASS/5xx RETR/2xx RETR/5xx STOR/2xx STOR/5xx login/2xx login/5xx get/2xx get/5xx put/2xx put/5xx")
+	known(m.httpRequests, "metrics/200 metrics/503 healthz/200 readyz/200 readyz/503 status/200 other/404")
+	known(m.sessionsTotal, "ftp/ok ftp/refused ftps/ok ftps/refused frames/ok local/ok")
+	for _, protocol := range [...]string{"ftp", "ftps", "frames", "local"} {
+		m.sessions.WithLabelValues(protocol)
+		for _, direction := range [...]string{"download", "upload"} {
+			m.transfersActive.WithLabelValues(direction)
+			if protocol == "local" {
+				continue // which moves files by frames
+			}
+			m.transferDuration.WithLabelValues(direction, protocol)
+			if m.src.Anonymous {
+				m.transferSeries("", direction, protocol)
+			}
+		}
+	}
 	m.registry.MustRegister(collectors.NewGoCollector())
 	m.registry.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }

@@ -259,6 +259,68 @@ func (b *ftpBox) scrape(t testing.TB) string {
 	return a.body.String()
 }
 
+// TestFirstScrape: before anything has happened there is each family of the contract, and
+// what an alert waits for is at 0, or increase() would not see the first of it.
+func TestFirstScrape(t *testing.T) {
+	inBox(t, "commands.snap.run = [\"/bin/true\"]\n", "", func(t *testing.T, b *ftpBox) {
+		scrape := b.scrape(t)
+		contract, err := os.ReadFile("metrics_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, contract, _ = bytes.Cut(contract, []byte("func TestScrapeHasContractNames("))
+		contract, _, _ = bytes.Cut(contract, []byte("\n}\n"))
+		names := regexp.MustCompile(`"(berth_\w+)"`).FindAllSubmatch(contract, -1)
+		if len(names) < 22 {
+			t.Fatalf("the contract has %d names", len(names))
+		}
+		for _, name := range names {
+			if !strings.Contains(scrape, "# TYPE "+string(name[1])+" ") {
+				t.Errorf("no %s", name[1])
+			}
+		}
+		for _, want := range []string{
+			`berth_quota_rejected_total{user="ann"}`, `berth_commands_total{command="snap",result="exited"}`, `berth_commands_total{command="shell",result="exited"}`,
+			`berth_command_duration_seconds_count{command="snap"}`, `berth_datagrams_total{result="ok",service="time"}`,
+			`berth_control_commands_total{code_class="2xx",verb="STOR"}`, `berth_tls_data_sessions_total{result="resumed"}`,
+			`berth_data_connections_total{mode="passive",result="no_data_connection"}`, `berth_transfer_duration_seconds_count{direction="upload",protocol="ftps"}`,
+			`berth_http_requests_total{code="404",page="other"}`, `berth_sessions_total{protocol="ftp",result="refused"}`,
+		} {
+			if !strings.Contains(scrape, "\n"+want+" 0\n") {
+				t.Errorf("no %s at 0", want)
+			}
+		}
+		// A user of a moment ago, and a transfer that runs.
+		b.user(t, "bob", "")
+		if err := b.srv.reload(); err != nil {
+			t.Fatal(err)
+		}
+		c := b.dial(t).login()
+		c.cmd("EPSV", "229 *")
+		data := c.open()
+		c.cmd("STOR a", "150 *")
+		scrape = b.scrape(t)
+		for _, want := range []string{
+			`berth_quota_rejected_total{user="bob"}`, `berth_transfers_total{direction="upload",protocol="ftp",result="ok",user="ann"}`,
+			`berth_transfer_bytes_total{direction="upload",protocol="ftp",user="ann"}`,
+		} {
+			if !strings.Contains(scrape, "\n"+want+" 0\n") {
+				t.Errorf("no %s at 0", want)
+			}
+		}
+		data.Close()
+		c.want("226 *")
+	})
+	inBox(t, "metrics.per_user = false\n", "", func(t *testing.T, b *ftpBox) {
+		scrape := b.scrape(t)
+		for _, want := range []string{"berth_quota_rejected_total", `berth_transfers_total{direction="upload",protocol="ftps",result="ok"}`, `berth_transfer_bytes_total{direction="download",protocol="frames"}`} {
+			if !strings.Contains(scrape, "\n"+want+" 0\n") {
+				t.Errorf("no %s at 0", want)
+			}
+		}
+	})
+}
+
 // TestNoNamesOfUsers: with per_user = false the names stay, as sums, and no user's does.
 func TestNoNamesOfUsers(t *testing.T) {
 	inBox(t, "metrics.per_user = false\n", "quota_bytes = \"100B\"\n", func(t *testing.T, b *ftpBox) {

@@ -105,15 +105,11 @@ func (m *metrics) userFamilies() (families []*dto.MetricFamily) {
 	if m.src.Anonymous {
 		isUser = nil // there is no name to ask about
 	}
+	families = m.quotaFamilies() // first, as it makes counters of new users
 	for _, c := range [...]*userCounters{m.transfers, m.transferBytes, m.quotaRejects} {
 		families = append(families, c.gather(isUser))
 	}
-	defer func() {
-		if recover() != nil {
-			m.panics.Inc() // what is here already is as good as before
-		}
-	}()
-	return append(families, m.quotaFamilies()...)
+	return families
 }
 
 // quotaFamilies shows who may store what and does: each user, or all together.
@@ -121,6 +117,11 @@ func (m *metrics) quotaFamilies() (families []*dto.MetricFamily) {
 	if m.src.Usage == nil {
 		return nil
 	}
+	defer func() {
+		if recover() != nil {
+			m.panics.Inc() // the counters are as good as before
+		}
+	}()
 	all := m.src.Usage()
 	if m.src.Anonymous {
 		sum := userUsage{Known: true}
@@ -138,6 +139,7 @@ func (m *metrics) quotaFamilies() (families []*dto.MetricFamily) {
 	key, names := "user", make([]string, len(all))
 	pairs, labels := make([]dto.LabelPair, len(all)), make([]*dto.LabelPair, len(all))
 	for i := range all {
+		m.quotaRejects.with(m.labels(all[i].Name)...) // from 0 on, so that increase() sees the first one
 		names[i] = metricLabel(all[i].Name)
 		pairs[i].Name, pairs[i].Value = &key, &names[i]
 		labels[i] = &pairs[i]
@@ -149,6 +151,9 @@ func (m *metrics) quotaFamilies() (families []*dto.MetricFamily) {
 		{"berth_quota_used_files", "Files the user has stored."},
 		{"berth_quota_rotates", "Always 1, for users whose full home makes room by itself."},
 	} {
+		if what == 4 && m.src.Anonymous {
+			break
+		}
 		family, metrics := newFamily(f.name, f.help, dto.MetricType_GAUGE, len(all))
 		gauges, values := make([]dto.Gauge, len(all)), make([]float64, len(all))
 		for i := range all {

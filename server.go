@@ -170,6 +170,7 @@ func newServer(cfg *config, log *slog.Logger, level *slog.LevelVar, ownsChildren
 	s.tidying = time.AfterFunc(tidyAfter, s.tidy)
 	v, rev := buildVersion()
 	s.metrics = newMetrics(v, rev, s.metricSources(cfg))
+	s.tellCommands()
 	s.logLimit.count(s.metrics.logSuppressed)
 	s.hooks, err = newHookQueue(filepath.Join(cfg.Server.StateDir, "on_upload"), s.config, log, hookSinks{
 		others: errors.Is(s.jails.ledger.noLock, unix.EWOULDBLOCK),

@@ -84,6 +84,14 @@ func (s *server) metricSources(cfg *config) metricSources {
 	}
 }
 
+// tellCommands tells the metrics of commands that have yet to run.
+func (s *server) tellCommands() {
+	s.metrics.commandKnown(shellName)
+	for name := range s.config().Commands {
+		s.metrics.commandKnown(name)
+	}
+}
+
 // usage is what the quota metrics show: every user whose files are counted, by name.
 func (s *server) usage() []userUsage {
 	s.lookUsers.do(func() error { s.users.refresh(); return nil }) // else who is new is known at his login, or in a minute
