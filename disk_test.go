@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -411,6 +412,16 @@ func TestDiskOutOfInodesIsLogged(t *testing.T) {
 	}
 	c.refused("STOR x", []byte("x"), "452 *")
 	b.logged("refused", map[string]string{"verb": "STOR", "result": "disk_full", "error": "*no space left on device*"})
+	// What the alert BerthDiskFull asks for, though the upload never began.
+	resp, err := (&http.Client{Timeout: replyTime}).Get("http://" + b.p.addrs["http"] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if want := `berth_transfers_total{direction="upload",protocol="ftp",result="no_space",user="ann"} 1`; err != nil || !strings.Contains(string(page), want) {
+		t.Errorf("no %s in\n%s", want, ownLines(string(page)))
+	}
 }
 
 // --- over the kernel's quota ---

@@ -321,6 +321,53 @@ func TestFirstScrape(t *testing.T) {
 	})
 }
 
+// TestTransfersThatDoNotBegin are counted with the others: a camera that may not write any
+// more stores no more than one whose link breaks.
+func TestTransfersThatDoNotBegin(t *testing.T) {
+	inBox(t, "", "quota_bytes = \"100B\"\n", func(t *testing.T, b *ftpBox) {
+		b.user(t, "eve", "permissions = [\"list\"]\n")
+		c := b.dial(t).login()
+		for _, tt := range []struct{ ask, reply, direction, result string }{
+			{"RETR nosuch", "550 *", "download", "refused"},
+			{"STOR no/where", "550 *", "upload", "refused"},
+			{"APPE no/where", "550 *", "upload", "refused"},
+			{"ALLO 101", "200 *", "", ""},
+			{"STOR a", "552 *", "upload", "over_quota"},
+			{"HASH nosuch", "550 *", "", ""},
+			{"DELE nosuch", "550 *", "", ""},
+		} {
+			before := b.metric(t, "berth_transfers_total", "ann", "ftp", tt.direction, tt.result)
+			all := b.metric(t, "berth_transfers_total")
+			c.cmd("EPSV", "229 *")
+			c.cmd(tt.ask, tt.reply)
+			more := 0.0
+			if tt.result != "" {
+				more = 1
+				if got := b.metric(t, "berth_transfers_total", "ann", "ftp", tt.direction, tt.result); got != before+1 {
+					t.Errorf("%s: %v transfers that are %s; want %v", tt.ask, got, tt.result, before+1)
+				}
+			}
+			if got := b.metric(t, "berth_transfers_total"); got != all+more {
+				t.Errorf("%s: %v transfers; want %v", tt.ask, got, all+more)
+			}
+		}
+		for do, direction := range map[string]string{"RETR": "download", "STOR": "upload"} {
+			c := b.dial(t)
+			c.want("220 *")
+			c.cmd("USER eve", "331 *")
+			c.cmd("PASS secret", "230 *")
+			c.cmd(do+" a", "550 *")
+			b.wantMetric(t, 1, "berth_transfers_total", "eve", direction, "refused")
+		}
+		if n := strings.Count(b.scrape(t), "_transfer_duration_seconds_count"); n != 6 {
+			t.Errorf("%d counts of durations", n)
+		}
+		if m := regexp.MustCompile(`\nberth_transfer_duration_seconds_count.* [1-9]`).FindString(b.scrape(t)); m != "" {
+			t.Errorf("what did not begin took no time: %s", m)
+		}
+	})
+}
+
 // TestNoNamesOfUsers: with per_user = false the names stay, as sums, and no user's does.
 func TestNoNamesOfUsers(t *testing.T) {
 	inBox(t, "metrics.per_user = false\n", "quota_bytes = \"100B\"\n", func(t *testing.T, b *ftpBox) {

@@ -585,10 +585,34 @@ func (s *session) refuseUpload(p string, err error) error {
 // cannot be one (p is "") is the client's own affair.
 func (s *session) noChange(p string, err error) error {
 	code, reason, text := s.replyFor(err)
+	s.notBegun(err, reason)
 	if p != "" && reason != "local" { // which has a line already
 		s.turnedDown(s.user.Name, s.verb, reason, "path", p, "error", err)
 	}
 	return s.failed(err, code, reason, text)
+}
+
+// notBegun counts a transfer that ended before it began, if that is what was asked for.
+// A camera that may not write any more stores nothing, as one whose link breaks.
+func (s *session) notBegun(err error, reason string) {
+	direction := "download"
+	if s.uploads() {
+		direction = "upload"
+	} else if s.verb != "RETR" && s.verb != "get" {
+		return
+	}
+	result := transferResult(err)
+	if result == "error" && reason != "local" && reason != "busy" && reason != "read_only" { // which are the box's trouble
+		result = "refused"
+	}
+	s.srv.metrics.ended(s.user.Name, direction, s.proto, result).Inc()
+}
+
+// uploads tells whether the session was asked to take a file.
+//
+//go:noinline
+func (s *session) uploads() bool {
+	return s.verb == "STOR" || s.verb == "APPE" || s.verb == "STOU" || s.verb == "put"
 }
 
 // upload runs one upload from the staging file to its name. It is finished

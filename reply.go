@@ -240,7 +240,7 @@ func (s *session) replyFor(err error) (code int, reason, text string) {
 		return codeQuota, "quota", "Storage allocation exceeded; delete something first."
 	case errors.Is(err, syscall.ENOSPC):
 		return codeNoSpace, "disk_full", "The disk is full."
-	case errors.Is(err, syscall.EROFS) && (s.verb == "STOR" || s.verb == "APPE" || s.verb == "STOU" || s.verb == "put"):
+	case errors.Is(err, syscall.EROFS) && s.uploads():
 		return codeNotWritable, "read_only", "The disk is read-only."
 	case errors.Is(err, syscall.EROFS):
 		return codeDenied, "read_only", "The disk is read-only."
@@ -311,6 +311,7 @@ func (s *session) mayNot(login bool, perm permission, onBox bool, what, arg stri
 		return codeDenied, "denied", "Only root and the group " + adminGroup + " on this machine may do that, through the local socket."
 	case perm != 0 && !s.user.can(perm):
 		s.refused(what, "path", arg)
+		s.notBegun(os.ErrPermission, "denied")
 		return codeDenied, "denied", "Permission denied: this account may not " + perm.String() + "."
 	}
 	return 0, "", ""

@@ -467,6 +467,7 @@ func TestFramedTransfersAreTold(t *testing.T) {
 		b.wantMetric(t, 2, "berth_transfers_total", "ann", "upload", "frames", "ok")
 		b.wantMetric(t, 1, "berth_transfers_total", "ann", "upload", "frames", "aborted")
 		b.wantMetric(t, 2, "berth_transfers_total", "ann", "download", "frames", "ok")
+		b.wantMetric(t, 1, "berth_transfers_total", "ann", "download", "frames", "refused")
 		b.wantMetric(t, 5+30<<10+3, "berth_transfer_bytes_total", "ann", "upload", "frames")
 		b.wantMetric(t, 5+30<<10, "berth_transfer_bytes_total", "ann", "download", "frames")
 		b.wantMetric(t, 0, "berth_transfers_active")
