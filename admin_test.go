@@ -57,6 +57,25 @@ func sessionsOf(t *testing.T, file string) map[string][]whoEntry {
 	return all
 }
 
+// An operator whose uid is a user's can look after what keeps that user out.
+func TestAdminWhereHisUserMayNot(t *testing.T) {
+	t.Parallel()
+	p, b, file, _ := administered(t, "")
+	b.user(t, "boss", fmt.Sprintf("uid = %d\nsessions = 1\nhome = %q\n", os.Getuid(), filepath.Join(b.dir, "boss")))
+	says(t, exitOK, "Reloaded.\n", "", "reload", "--config", file)
+	var local *ftpClient
+	waitUntil(t, "the session of the reload is over", func() bool {
+		local = p.dial("local")
+		return strings.Contains(local.want("220 *"), "logged in as boss.")
+	})
+	says(t, exitOK, "*boss*", "", "who", "--config", file)
+	second := p.dial("local")
+	second.want("220 * ready.")
+	second.cmd("PWD", "530 *")
+	local.cmd("QUIT", "221 *")
+	local.closed()
+}
+
 func TestAdminVerbs(t *testing.T) {
 	t.Parallel()
 	p, b, file, listen := administered(t, "limits.data_timeout = \"1m\"\n")

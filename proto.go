@@ -349,12 +349,9 @@ func (s *session) enter(u *user, method string, code int) error {
 	if ok, err := s.login(u, method); !ok {
 		return err
 	}
-	switch code {
-	case codeLoggedInByTLS:
+	if code == codeLoggedInByTLS {
 		s.reply(code, "Logged in by certificate.")
-	case codeReady:
-		s.reply(code, s.srv.config().Server.Name+" ready, and you are logged in as "+u.Name+".")
-	default:
+	} else {
 		s.reply(code, "Logged in.")
 	}
 	return nil
@@ -369,33 +366,46 @@ func unitHint(err error) error {
 	return errorf("%w; it has to belong to the daemon's user, and its unit has to let it in: ReadWritePaths= in a drop-in, below /home BindPaths= too", err)
 }
 
-// login opens the user's files and counts the session as his. Where that cannot be,
-// the client has been told why; the error is nil unless the session is over.
+// login is become, and tells the client where that cannot be; err is as denied has it.
 func (s *session) login(base *user, method string) (ok bool, err error) {
 	if s.late.Load() {
 		return false, errDrain // his transfers nobody would wait for
 	}
+	if no := s.become(base, method); no != nil {
+		return false, s.denied(no)
+	}
+	return true, nil
+}
+
+// denied tells who could not log in why; the error is nil unless the session is over.
+func (s *session) denied(no *answer) error {
+	s.replyReason(no.Code, no.Reason, no.Text)
+	if no.Code != codeClosing {
+		return nil
+	}
+	s.flush()
+	return errAbuse
+}
+
+// become opens the user's files and counts the session as his. Where that cannot be it
+// returns what to tell the client, and the log has it.
+func (s *session) become(base *user, method string) (no *answer) {
 	u := s.srv.under(base, s.peer)
 	acc, err := s.srv.enter(u)
 	if err != nil {
 		s.turnedDown(u.Name, "USER", "too many sessions")
-		s.replyReason(codeClosing, "busy", fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions))
-		s.flush()
-		return false, errAbuse
+		return &answer{Code: codeClosing, Reason: "busy", Text: fmt.Sprintf("Too many connections for this user: at most %d.", u.Sessions)}
 	}
 	j, err := s.srv.jails.enter(s.srv.users.jailSpec(u))
 	if errors.Is(err, errOtherBerth) { // the log has that one home, and what to do
 		s.srv.leave(acc)
 		s.turnedDown(u.Name, "USER", "home counted by another berth")
-		s.replyReason(codeClosing, "busy", "Another server has your home directory and counts what is in it; try again later.")
-		s.flush()
-		return false, errAbuse
+		return &answer{Code: codeClosing, Reason: "busy", Text: "Another server has your home directory and counts what is in it; try again later."}
 	}
 	if err != nil {
 		s.srv.leave(acc)
 		s.srv.log.Error("cannot open home", "session", s.id, "user", u.Name, "addr", s.addrText(), "error", unitHint(err))
-		s.replyReason(codeNotLoggedIn, "home", "Your home directory cannot be opened; the operator finds the reason in the log.")
-		return false, nil
+		return &answer{Code: codeNotLoggedIn, Reason: "home", Text: "Your home directory cannot be opened; the operator finds the reason in the log."}
 	}
 	for _, err := range j.missing {
 		s.srv.log.Warn("share left out", "session", s.id, "user", u.Name, "addr", s.addrText(), "error", unitHint(err))
@@ -412,7 +422,7 @@ func (s *session) login(base *user, method string) (ok bool, err error) {
 		s.srv.auth.succeed(u.Name, s.peer, method)
 	}
 	s.srv.log.Info("login", "session", s.id, "user", u.Name, "addr", s.addrText(), "proto", s.proto, "method", method)
-	return true, nil
+	return nil
 }
 
 // follow has the session's user be what his file says since the last reload

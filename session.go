@@ -152,14 +152,21 @@ func (s *session) serveControl() {
 	s.facts = factsAll
 	s.digest = 1
 	s.rangeTo = -1
+	ready := " ready."
 	if s.hasUID {
 		// On the unix socket the kernel has said who it is.
 		if u := s.srv.users.byUID(s.localUID); u != nil && s.srv.auth.allowed(u, s.peer) {
-			go s.run(s.enter(u, "local", codeReady))
-			return
+			ready = " ready, and you are logged in as " + u.Name + "."
+			if no := s.become(u, "local"); no != nil {
+				if !s.isOperator {
+					go s.run(s.denied(no))
+					return
+				}
+				ready = " ready." // he may be here to see to what keeps that user out
+			}
 		}
 	}
-	s.reply(codeReady, cfg.Server.Name+" ready.")
+	s.reply(codeReady, cfg.Server.Name+ready)
 	go s.run(nil) // and not a call: what is below on the stack stays as long as the session runs
 }
 
