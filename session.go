@@ -505,7 +505,9 @@ func (s *session) read() error {
 	n, err := s.conn.Read(in.space())
 	if n == 0 && soon && errors.Is(err, os.ErrDeadlineExceeded) {
 		if !in.buffered() {
+			s.mu.Lock() // who looks at an idle session may see that it has none
 			s.dropInput()
+			s.mu.Unlock()
 		}
 		if canPark {
 			return errParked
