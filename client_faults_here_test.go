@@ -402,7 +402,7 @@ func TestFaultsWaitingInput(t *testing.T) {
 		}
 		defer close(in.more)
 		r := w.verb(in, "put", "-", "box:f")
-		if r.code != exitFailed || !strings.Contains(r.errs, "quota") || r.took > 10*time.Second {
+		if r.code != exitFailed || !strings.Contains(r.errs, "quota") || r.took > 30*time.Second {
 			t.Errorf("%v", r)
 		}
 	})
@@ -420,7 +420,7 @@ func TestFaultsWaitingInput(t *testing.T) {
 		})
 		r := faultVerb(in, p.port(), "put", "-", "ann@127.0.0.1:f")
 		p.close()
-		if r.code != 130 || r.took > 10*time.Second {
+		if r.code != 130 || r.took > 30*time.Second {
 			t.Errorf("%v", r)
 		}
 	})

@@ -49,7 +49,7 @@ const (
 
 	// clientTimeout ends one invocation of a client that hangs: 10 MiB over
 	// loopback takes well under a second, so what takes this long never ends.
-	clientTimeout = 40 * time.Second
+	clientTimeout = 2 * time.Minute
 
 	// clientSlowRate and the sizes leave seconds to interrupt a transfer in. An upload must also be more than what fits in
 	// the kernel's buffers between client and server, or the client is done before it is interrupted.
@@ -558,7 +558,7 @@ func (s *clientSeat) command(ctx context.Context, name string, args ...string) *
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = 30 * time.Second
 	return cmd
 }
 
@@ -723,10 +723,10 @@ level = "debug"
 			if err != nil {
 				t.Errorf("berth serve ended with %v after SIGTERM; want 0", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			_ = syscall.Kill(-serve.Process.Pid, syscall.SIGKILL)
 			<-ended
-			t.Error("berth serve was still there 20 s after SIGTERM")
+			t.Error("berth serve was still there a minute after SIGTERM")
 		}
 		_ = log.Close()
 		rig.checkDisk(t)
@@ -769,7 +769,7 @@ func (rig *clientRig) makeMany(t *testing.T) {
 func (rig *clientRig) checkQuiet(t *testing.T) {
 	var n float64
 	var err error
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		if n, err = rig.gauge("berth_sessions", ""); err == nil && n == 0 {
 			return
@@ -821,7 +821,7 @@ func (rig *clientRig) tail() string {
 
 // gauge adds up the samples of one metric whose labels contain label.
 func (rig *clientRig) gauge(name, label string) (float64, error) {
-	client := http.Client{Timeout: 5 * time.Second}
+	client := http.Client{Timeout: 30 * time.Second}
 	resp, err := client.Get("http://" + rig.http + "/metrics")
 	if err != nil {
 		return 0, err
@@ -879,12 +879,12 @@ func (rig *clientRig) missing(t *testing.T, require bool, why string) {
 
 // clientGreets says whether an FTP greeting comes from addr.
 func clientGreets(addr string) bool {
-	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	conn, err := net.DialTimeout("tcp", addr, 10*time.Second)
 	if err != nil {
 		return false
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	line, _ := bufio.NewReader(conn).ReadString('\n')
 	_, _ = io.WriteString(conn, "QUIT\r\n")
 	return strings.HasPrefix(line, "220")
@@ -893,27 +893,29 @@ func clientGreets(addr string) bool {
 // clientPoll waits for what only another process can bring about. detail is added to the failure.
 func clientPoll(t *testing.T, what string, ready func() bool, detail func() string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ready() {
 		if time.Now().After(deadline) {
 			text := ""
 			if detail != nil {
 				text = ":\n" + detail()
 			}
-			t.Fatalf("waited 20 s for %s%s", what, text)
+			t.Fatalf("waited a minute for %s%s", what, text)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
 }
 
 // clientFreePort is a TCP port that was free a moment ago.
-func clientFreePort(host string) (int, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		return 0, err
+func clientFreePort(host string) (port int, err error) {
+	for range 100 {
+		port = 20000 + int(portsTried.Add(1))%portsBelow
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 // clientToken is a short random name.

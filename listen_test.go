@@ -419,16 +419,11 @@ func needIPv6(t *testing.T) {
 }
 
 // freePort is one that nobody has, of either protocol and family.
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		ln, err := net.Listen("tcp", "[::]:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := ln.Addr().(*net.TCPAddr).Port
-		pc, err := net.ListenPacket("udp", fmt.Sprintf("[::]:%d", port))
-		ln.Close()
+		port := int(freePorts(t, 1).Low)
+		pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
 		if err == nil {
 			pc.Close()
 			return port

@@ -46,7 +46,7 @@ func newTestJournal(t *testing.T, path string) *testJournal {
 // record is the next one, by field; "memfd" is set where it came as one.
 func (j *testJournal) record() map[string]string {
 	j.t.Helper()
-	j.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	j.conn.SetReadDeadline(time.Now().Add(time.Minute))
 	data, oob := make([]byte, 1<<20), make([]byte, 1<<10)
 	n, m, _, _, err := j.conn.ReadMsgUnix(data, oob)
 	if err != nil {

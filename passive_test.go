@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -708,10 +709,20 @@ func (l *leanListener) next() (net.Conn, error) {
 
 // --- real sockets ---
 
+// portsTried are those that freePorts has been through. Nobody is given the same ones twice, as tests run beside each
+// other; and the process of another lane begins elsewhere.
+var portsTried atomic.Int32
+
+func init() { portsTried.Store(int32(os.Getpid() * 37 % portsBelow)) }
+
+// portsBelow is how many ports freePorts chooses from: below what outgoing connections use, which come and go.
+const portsBelow = 12000
+
 // freePorts is a range of n ports that were free a moment ago, on all of loopback.
 func freePorts(t testing.TB, n int) portRange {
 	t.Helper()
-	for low := 20000 + os.Getpid()%1000*8; low < 32000; low += n { // below what outgoing connections use
+	for range portsBelow {
+		low := 20000 + (int(portsTried.Add(int32(n)))-n)%(portsBelow-n)
 		free := true
 		for port := low; port < low+n && free; port++ {
 			ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))

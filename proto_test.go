@@ -560,7 +560,7 @@ func (b *ftpBox) dialReal(t testing.TB, addr net.Addr) *ftpClient {
 }
 
 // replyTime is how long a reply may take; failed logins are held back for seconds.
-const replyTime = 20 * time.Second
+const replyTime = time.Minute
 
 func (f *ftpClient) fatalf(format string, args ...any) {
 	f.t.Helper()
