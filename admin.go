@@ -139,7 +139,7 @@ func runKick(inv *invocation) error {
 		switch {
 		case err != nil && (len(ids) == 1 || isConnError(err)):
 			return err
-		case err != nil && len(inv.args) == 0: // it is this one, or has gone by itself
+		case len(inv.args) == 0 && d.reason == "not_found": // it is this one, or has gone by itself
 		case err != nil:
 			fmt.Fprintf(inv.stderr, "berth kick: %v\n", err)
 			failed = exitWith(exitFailed)
@@ -329,6 +329,7 @@ func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (strin
 			if err := json.Unmarshal(frame, &a); err != nil {
 				return "", d.gone(err)
 			}
+			d.reason = a.Reason
 			switch {
 			case a.Code < 200:
 				if d.begun != nil {
@@ -343,7 +344,6 @@ func (d *daemonLink) ask(request map[string]any, line func([]byte) error) (strin
 			case a.Code >= 400:
 				return "", newError(shownLines(a.Text))
 			case a.Code >= 200:
-				d.reason = a.Reason
 				return a.Text, nil
 			}
 		}

@@ -170,9 +170,8 @@ func TestWhoWatchDrain(t *testing.T) {
 	tables()
 	says(t, exitOK, "Draining.\n", "", "drain", "--config", file)
 	heardLate(t, path)
-	if all := sessionsOf(t, file)["boss"]; len(all) > 0 { // the end of it, sooner
-		says(t, exitOK, "*Ended.\n", "", "kick", "--user", "boss", "--config", file)
-	}
+	cli(t, "kick", "--user", "boss", "--config", file) // the end of it, if it has not come by itself
+	waitUntil(t, "the session has ended", func() bool { return len(sessionsOf(t, file)["boss"]) == 0 })
 	tables()
 	data.Close()
 	line.want("226 *")

@@ -729,11 +729,12 @@ func TestDiskFrozen(t *testing.T) {
 		}
 	}
 	// So does a write to the ledger that does not come back.
-	b.srv.jails.ledger.begunAt.Store(time.Now().Add(-stuckAfter).UnixNano())
+	long := time.Now().Add(-stuckAfter)
+	b.srv.jails.ledger.begunAt.Store(&long)
 	if b.srv.notReady() == nil {
 		t.Error("the ledger's write does not come back, and the daemon says that it is ready")
 	}
-	b.srv.jails.ledger.begunAt.Store(0)
+	b.srv.jails.ledger.begunAt.Store(nil)
 }
 
 // --- kinds of disk ---

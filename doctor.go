@@ -371,8 +371,11 @@ func (d *doctor) findDaemon() {
 		at := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
 		// What these tell of a file is not the device that the locks are of.
 		var disk unix.Statfs_t
-		if unix.Statfs(lock, &disk) == nil && (disk.Type == unix.BTRFS_SUPER_MAGIC || disk.Type == unix.OVERLAYFS_SUPER_MAGIC) {
-			at = at[strings.LastIndexByte(at, ':'):]
+		if unix.Statfs(lock, &disk) == nil {
+			switch uint32(disk.Type) {
+			case unix.BTRFS_SUPER_MAGIC, unix.OVERLAYFS_SUPER_MAGIC:
+				at = at[strings.LastIndexByte(at, ':'):]
+			}
 		}
 		p.pid = lockHolder(fileText("/proc/locks"), at)
 	}

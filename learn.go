@@ -463,8 +463,8 @@ func openDialogue(file string) (*os.File, error) {
 		return nil, err
 	}
 	var st unix.Stat_t
-	if err = unix.Fstat(int(f.Fd()), &st); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || int(st.Uid) != os.Geteuid()) {
-		err = errorf("%s is there already, and is not a file that only uid %d has; name another with --output", file, os.Geteuid())
+	if err = unix.Fstat(int(f.Fd()), &st); err == nil && (st.Mode&(unix.S_IFMT|0o077) != unix.S_IFREG || st.Nlink != 1 || int(st.Uid) != os.Geteuid()) {
+		err = errorf("%s is there already, and is not a file that only uid %d may open (mode 0600); name another with --output", file, os.Geteuid())
 	}
 	if err != nil {
 		f.Close()

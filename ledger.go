@@ -78,8 +78,8 @@ type ledger struct {
 
 	begun   sync.Once
 	noLocks sync.Once
-	writing mutex        // held while the file is written
-	begunAt atomic.Int64 // when the write that is under way was, in Unix nanoseconds; 0: none is
+	writing mutex                     // held while the file is written
+	begunAt atomic.Pointer[time.Time] // of the write that is under way; nil: none is
 
 	mu       mutex
 	partials *partialSet // kept with the balances, as of the homes of those who have one
@@ -267,8 +267,9 @@ func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 	if whole == l.wrote {
 		return nil
 	}
-	l.begunAt.Store(time.Now().UnixNano())
-	defer l.begunAt.Store(0)
+	now := time.Now()
+	l.begunAt.Store(&now)
+	defer l.begunAt.Store(nil)
 	if err := writeFileAtomic(filepath.Join(l.dir, ledgerName), append(data, '\n'), 0o600); err != nil {
 		return err
 	}
@@ -286,8 +287,8 @@ func (l *ledger) write(entries []ledgerEntry, clean bool) error {
 
 // stuck is how long the write that is under way has taken; 0: none is.
 func (l *ledger) stuck() time.Duration {
-	if at := l.begunAt.Load(); at != 0 {
-		return time.Since(time.Unix(0, at))
+	if at := l.begunAt.Load(); at != nil {
+		return time.Since(*at)
 	}
 	return 0
 }

@@ -411,7 +411,7 @@ func isKept(fd, times int) bool {
 func crowded(times int) bool {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	unix.Close(fd)
-	return err != nil || isKept(fd, times)
+	return lacking(err) || err == nil && isKept(fd, times)
 }
 
 // onDescriptor runs call on the descriptor of a listener or connection.

@@ -468,6 +468,11 @@ func within(d time.Duration, fn func()) bool {
 	case <-done:
 		return true
 	case <-t.C:
+	}
+	select {
+	case <-done: // both at once
+		return true
+	default:
 		return false
 	}
 }

@@ -206,7 +206,7 @@ func strange(own, host string) bool {
 		return false
 	}
 	name, err := os.Hostname()
-	return (err != nil || !strings.EqualFold(strings.TrimSuffix(host, ".local"), name)) && !isOwnName(hostsFile, host)
+	return (err != nil || !strings.EqualFold(strings.TrimSuffix(host, ".local"), name)) && !isOwnName(hostsFile, host, name)
 }
 
 const (
@@ -214,10 +214,11 @@ const (
 	maxHostsFile = 1 << 20 // it may be long where it is a list of what is not to be reached
 )
 
-// isOwnName tells whether hosts(5) gives the name to an address of this machine, as
-// Debian's does with the whole name of a machine whose host name is its first word.
-// Who wrote that file decided where the name leads, and nobody on the internet.
-func isOwnName(file, name string) bool {
+// isOwnName tells whether hosts(5) gives the name to an address of this machine. Who wrote
+// that file decided where the name leads, and nobody on the internet. A loopback address
+// has to be given to the machine's host name too, as Debian does it ("127.0.1.1
+// box.example.net box"): others are how lists of advertisers are kept away.
+func isOwnName(file, name, machine string) bool {
 	data, _ := readConfigBytes(file, maxHostsFile)
 	for _, line := range strings.Split(strings.ToLower(string(data)), "\n") {
 		line, _, _ = cutText(line, "#")
@@ -227,7 +228,7 @@ func isOwnName(file, name string) bool {
 		}
 		at := net.ParseIP(words[0])
 		for _, own := range machineAddresses() {
-			if at.IsLoopback() || own.Equal(at) {
+			if own.Equal(at) && !at.IsLoopback() || at.IsLoopback() && inList(words[1:], strings.ToLower(machine)) {
 				return true
 			}
 		}

@@ -508,20 +508,20 @@ func TestPagesHost(t *testing.T) {
 func TestPagesOwnName(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "hosts")
 	text := "127.0.0.1 localhost\n127.0.1.1\tBox.example.net box # 127.0.0.1 comment.example\n192.0.2.1 router.example\n0.0.0.0 ads.example\n" +
-		"#127.0.0.1 off.example\n::1 six.example\nnonsense words.example\n127.0.0.1\n192.0.2.9 twice.example\n127.0.0.1 twice.example"
+		"#127.0.0.1 off.example\n::1 six.example\nnonsense words.example\n127.0.0.1\n192.0.2.9 twice.example\n127.0.0.1 twice.example BOX\n127.0.0.1 tracker.example"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]bool{"box.example.net": true, "six.example": true, "twice.example": true, "box.example": false, "router.example": false,
+	for name, want := range map[string]bool{"box.example.net": true, "six.example": false, "tracker.example": false, "twice.example": true, "box.example": false, "router.example": false,
 		"ads.example": false, "comment.example": false, "off.example": false, "words.example": false, "127.0.1.1": false} {
-		if got := isOwnName(file, name); got != want {
+		if got := isOwnName(file, name, "Box"); got != want {
 			t.Errorf("%s is our own: %v, want %v", name, got, want)
 		}
 	}
-	if isOwnName(file+"none", "box.example.net") {
+	if isOwnName(file+"none", "box.example.net", "Box") {
 		t.Error("without a file")
 	}
-	if err := os.Truncate(file, maxHostsFile+1); err != nil || isOwnName(file, "box.example.net") {
+	if err := os.Truncate(file, maxHostsFile+1); err != nil || isOwnName(file, "box.example.net", "Box") {
 		t.Error("a file without end is read", err)
 	}
 }

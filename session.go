@@ -153,7 +153,7 @@ func (s *session) serveControl() {
 	s.digest = 1
 	s.rangeTo = -1
 	ready := " ready."
-	if s.hasUID {
+	if s.hasUID && !s.late.Load() { // nobody would wait for the transfers of who comes so late
 		// On the unix socket the kernel has said who it is.
 		if u := s.srv.users.byUID(s.localUID); u != nil && s.srv.auth.allowed(u, s.peer) {
 			ready = " ready, and you are logged in as " + u.Name + "."
@@ -339,8 +339,7 @@ func (s *session) waitNoLonger() time.Duration {
 	return left
 }
 
-// drain asks the session to end: at once if it is idle, else after what it does.
-// In the middle of a conversation it may go on for a moment, see drainGrace.
+// drain asks the session to end: after what it does, and when no command has come for drainGrace.
 func (s *session) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

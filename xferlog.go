@@ -126,7 +126,7 @@ func (l *transferLog) add(e transferEvent) {
 		l.stuck.Store(false)
 		<-l.turn
 	}) {
-		l.stuck.Store(true)
+		l.stuck.Store(len(l.turn) > 0) // unless it has ended since
 	}
 }
 
