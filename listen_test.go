@@ -485,19 +485,24 @@ func TestListenFamilies(t *testing.T) {
 		{"[::ffff:127.0.0.1]:0", false, true, false, unix.AF_INET},
 		{"[::ffff:0.0.0.0]:0", true, true, false, unix.AF_INET},
 	} {
-		for _, k := range mustOpen(t, func(l *listenConfig) {
-			l.Control, l.Datagram, l.IPv6Only = []string{test.addr}, []string{test.addr}, test.only
-		}) {
-			name := fmt.Sprintf("%s %s, ipv6_only %v", k.kind, test.addr, test.only)
-			if got := k.sockopt(t, unix.SOL_SOCKET, unix.SO_DOMAIN); got != test.domain {
-				t.Errorf("%s: domain %d; want %d", name, got, test.domain)
+		// The port is free in the family of the listener; in the other one somebody else may have it, and answer.
+		var wrong []string
+		for range 5 {
+			wrong = nil
+			for _, k := range mustOpen(t, func(l *listenConfig) {
+				l.Control, l.Datagram, l.IPv6Only = []string{test.addr}, []string{test.addr}, test.only
+			}) {
+				got := [...]any{k.sockopt(t, unix.SOL_SOCKET, unix.SO_DOMAIN), k.reaches(t, "127.0.0.1"), k.reaches(t, "::1")}
+				if want := [...]any{test.domain, test.four, test.six}; got != want {
+					wrong = append(wrong, fmt.Sprintf("%s %s, ipv6_only %v: domain, IPv4 and IPv6 are %v; want %v", k.kind, test.addr, test.only, got, want))
+				}
 			}
-			if got := k.reaches(t, "127.0.0.1"); got != test.four {
-				t.Errorf("%s: IPv4 %v; want %v", name, got, test.four)
+			if wrong == nil {
+				break
 			}
-			if got := k.reaches(t, "::1"); got != test.six {
-				t.Errorf("%s: IPv6 %v; want %v", name, got, test.six)
-			}
+		}
+		for _, text := range wrong {
+			t.Error(text)
 		}
 	}
 }
